@@ -1,0 +1,234 @@
+"""The one door: what comes in is looked at here, once, and every error text lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+
+class PullbackWarning(UserWarning):
+    """Base class of the named warnings of this package."""
+
+
+class DerivativeWarning(PullbackWarning):
+    """A slower way to a derivative was taken, because an operator lacks the usual one."""
+
+
+class RankWarning(PullbackWarning):
+    """The decoder does not change in some latent direction: lengths in it are zero."""
+
+
+class GeodesicWarning(PullbackWarning):
+    """Some geodesics could not be had: which, why, and what to try."""
+
+
+def points(z: Any, name: str = "z", *, finite: bool = True) -> Tensor:
+    """Return z if it is a floating-point tensor of points (..., d), finite unless that does not matter, else raise."""
+    if not isinstance(z, Tensor):
+        kind = type(z).__name__
+        raise TypeError(f"`{name}` is a {kind}: give a torch tensor of points (..., d), e.g. torch.as_tensor({name}).")
+    if z.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"`{name}` has dtype {_dtype(z)}: points are floating-point, float32 or float64; use {name}.float() or "
+            ".double()."
+        )
+    if z.ndim == 0 or z.shape[-1] == 0:
+        raise ValueError(f"`{name}` has shape {_shape(z)}: points have shape (..., d), the coordinate last.")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"`{name}` came in torch.inference_mode, where nothing has derivatives: use torch.no_grad.")
+    if finite:
+        all_finite(z, f"`{name}`", "remove or replace them")
+    return z.clone() if z.is_inference() else z
+
+
+def all_finite(x: Tensor, what: str, remedy: str) -> Tensor:
+    """Return x (..., k) if it is finite, else raise and count the points where it is not."""
+    bad = ~torch.isfinite(x).all(-1).reshape(-1)
+    if bad.any():
+        raise ValueError(
+            f"{what} holds NaN or infinity at {int(bad.sum())} of {bad.numel()} points "
+            f"(first: {int(bad.nonzero()[0])}): {remedy}."
+        )
+    return x
+
+
+def same_kind(z: Tensor, other: Tensor, name: str, other_name: str) -> None:
+    """Raise unless both tensors share dtype, device and last axis."""
+    for what, mine, its in (("dtype", _dtype(z), _dtype(other)), ("device", str(z.device), str(other.device))):
+        if mine != its:
+            raise ValueError(f"`{name}` has {what} {mine} but `{other_name}` has {its}: use {name}.to({other_name}).")
+    if z.shape[-1] != other.shape[-1]:
+        raise ValueError(
+            f"`{name}` has latent dimension {z.shape[-1]} but `{other_name}` has {other.shape[-1]}: "
+            "the last axis of both is the latent coordinate."
+        )
+
+
+def pairs(start: Any, end: Any) -> tuple[Tensor, Tensor]:
+    """Return start and end, checked and broadcast to one shape (..., d)."""
+    start, end = points(start, "start"), points(end, "end")
+    same_kind(start, end, "start", "end")
+    try:
+        start, end = torch.broadcast_tensors(start, end)
+    except RuntimeError:
+        raise ValueError(
+            f"`start` has shape {_shape(start)} but `end` has shape {_shape(end)}: give the same number of points, "
+            f"or one of them a single point ({start.shape[-1]},)."
+        ) from None
+    return start, end
+
+
+def tangents(z: Any, *vectors: tuple[str, Any]) -> tuple[Tensor, ...]:
+    """Return z and the tangent vectors at it, checked and broadcast to one shape (..., d)."""
+    z, *checked = points(z), *(points(v, name) for name, v in vectors)
+    for (name, _), v in zip(vectors, checked, strict=True):
+        same_kind(v, z, name, "z")
+    try:
+        return torch.broadcast_tensors(z, *checked)
+    except RuntimeError:
+        shapes = ", ".join(f"`{name}` {_shape(v)}" for name, v in vectors)
+        raise ValueError(f"tangents do not fit the points: `z` {_shape(z)}, {shapes}; want equal shapes.") from None
+
+
+def positive(value: float, name: str) -> None:
+    """Raise unless value is a positive number."""
+    if not value > 0:
+        raise ValueError(f"`{name}` is {value}: it must be positive.")
+
+
+def evaluation_mode(decoder: Callable[..., Any]) -> bool:
+    """Refuse a module in training mode whose output is random, depends on the batch, or changes from call to call.
+
+    Returns whether anything that is not known to do so is in training mode.
+    """
+    training = False
+    for name, module in _modules(decoder):
+        training |= module.training
+        effect = _effect_of_training(module) if module.training else None
+        if effect is not None:
+            raise ValueError(
+                f"the decoder is in training mode and holds {type(module).__name__} ('{name}'): its output would "
+                f"{effect}. Call decoder.eval() first."
+            )
+    return training
+
+
+def _effect_of_training(module: nn.Module) -> str | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "depend on the whole batch"
+    if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU):
+        return "be random"
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0:
+        return "be random"
+    if getattr(module, "track_running_stats", False) or isinstance(module, _SpectralNorm):
+        return "change its running statistics"
+    return None
+
+
+def _modules(decoder: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules in a decoder, also when it is a method of one."""
+    owner = getattr(decoder, "__self__", decoder)
+    if isinstance(owner, nn.Module):
+        yield from owner.named_modules()
+
+
+def fits_decoder(z: Tensor, decoder: Callable[..., Any]) -> None:
+    """Raise when points and the decoder's weights differ in dtype or device."""
+    tensors = (w for _, module in _modules(decoder) for w in (*module.parameters(False), *module.buffers(False)))
+    weight = next((w for w in tensors if w.is_floating_point()), None)
+    if weight is None:
+        return
+    if weight.device != z.device:
+        raise ValueError(
+            f"the points are on {z.device} but the decoder is on {weight.device}: use z.to('{weight.device}') "
+            f"or decoder.to('{z.device}')."
+        )
+    if weight.dtype != z.dtype:
+        raise ValueError(
+            f"the points have dtype {_dtype(z)} but the decoder has {_dtype(weight)}: use z.to(torch.{_dtype(weight)}) "
+            f"or decoder.to(torch.{_dtype(z)})."
+        )
+
+
+def rejected_points(z: Tensor, error: Exception) -> ValueError:
+    """The error for a decoder that cannot digest a point (1, d)."""
+    return ValueError(
+        f"the decoder failed on a point of shape {_shape(z)}: is the latent dimension {z.shape[-1]}? "
+        f"It said: {type(error).__name__}: {error}"
+    )
+
+
+def wrong_dimension(z: Tensor, dim: int) -> ValueError:
+    """The error for points of another dimension than the decoder takes."""
+    return ValueError(
+        f"the points have latent dimension {z.shape[-1]} but the decoder takes {dim}: the last axis is the coordinate."
+    )
+
+
+def choose_output(kind: str, choices: list[Any]) -> ValueError:
+    """The error for a decoder that returns several things when none was chosen."""
+    listed = f" of {', '.join(map(repr, choices))}" if choices else ""
+    example = repr(choices[0]) if choices else "'mean'"
+    return ValueError(
+        f"the decoder returns a {kind}{listed}: say which part is the data point, e.g. "
+        f"Pullback(decoder, output={example}); several, as output=('mean', 'stddev'), are stacked."
+    )
+
+
+def missing_output(output: Any, kind: str, choices: list[Any]) -> ValueError:
+    """The error for a chosen output that is not there."""
+    listed = f": it has {', '.join(map(repr, choices))}" if choices else ""
+    return ValueError(f"`output` is {output!r} but the decoder returns a {kind} without it{listed}.")
+
+
+def not_a_batch(shape: tuple[int, ...], n: int) -> ValueError:
+    """The error for an output whose first axis is not the batch."""
+    return ValueError(
+        f"the decoder maps {n} points to an output of shape {shape}: the first axis must be the batch, one entry a "
+        "point."
+    )
+
+
+def no_gradient() -> ValueError:
+    """The error for a decoder whose output does not depend differentiably on z."""
+    return ValueError(
+        "the decoder's output carries no gradient to its input: it is detached (torch.no_grad, .detach(), numpy) or "
+        "made of integers (argmax, round). Give the differentiable part, e.g. logits or probabilities."
+    )
+
+
+def mixed_batch(change: float) -> ValueError:
+    """The error for a decoder that mixes the points of a batch."""
+    return ValueError(
+        f"the decoder mixes the points of a batch: one point's output changes by {change:.1e} (relative) when another "
+        "point joins. Batch statistics or randomness: call decoder.eval(), or normalize each point alone."
+    )
+
+
+def contradicting_derivatives(difference: float) -> ValueError:
+    """The error for a decoder with an operator whose second derivative is not that of the first."""
+    return ValueError(
+        f"the decoder's derivatives contradict each other by {difference:.1e} (relative): a custom operator has a "
+        "backward that hides its argument (once_differentiable, .data, numpy). Write it with differentiable torch "
+        "operations."
+    )
+
+
+def no_derivative(reasons: list[str]) -> ValueError:
+    """The error for a decoder whose Jacobian cannot be had in any way."""
+    return ValueError(
+        "the decoder has no Jacobian: an operator has neither a forward nor a second derivative. Replace it by one "
+        f"that has (torch.cdist by explicit differences, say). torch says: {'; '.join(dict.fromkeys(reasons))}"
+    )
+
+
+def _dtype(z: Tensor) -> str:
+    return str(z.dtype).removeprefix("torch.")
+
+
+def _shape(z: Tensor) -> str:
+    return str(tuple(z.shape))

@@ -1,0 +1,262 @@
+r"""Derivatives of a map f at many points at once: value, J v, J' w, J and f''(u, v).
+
+A map takes points (n, d) to features (n, D), each point on its own. Everything here evaluates it on plain batches: no
+``vmap`` over points, so eval-mode batch norm, convolutions and attention work as they are. Costs count forward
+evaluations of one point; a tangent pushed through costs one more, a cotangent pulled back two more.
+
+Two ways lead to J v. One pulls a cotangent w back and differentiates the result, which is linear in w:
+d/dw (J'w)'v = J v. All tangents share one graph; it is the faster way from the first tangent on. It needs the second
+derivative of every operator. Fused attention has none: it is then computed by plain operations. Other operators without
+(custom ones) are differentiated in forward mode, if they have that. A `DerivativeWarning` says so once.
+
+Results carry gradients when an argument requires them; then nothing is chunked.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pullback import _checks
+from pullback._batching import differentiated, map_points
+from pullback.types import Features, Jacobians, Points, Tangents
+
+Map = Callable[[Tensor], Tensor]
+Parts = tuple[Tensor, ...]  # features (n, D_1), (n, D_2), ... that need not be joined to be differentiated
+PartsMap = Callable[[Tensor], Parts]
+T = TypeVar("T")
+_NO_LIMIT = 1 << 62
+
+
+def value(f: Map, z: Points, *, chunk: int = _NO_LIMIT) -> Features:
+    """f(z): (..., d) -> (..., D). Cost: 1 a point."""
+    return map_points(lambda z: (f(z),), (z,), chunk)[0]
+
+
+def jvp(f: Map, z: Points, vectors: tuple[Tangents, ...], *, chunk: int = _NO_LIMIT) -> tuple[Features, ...]:
+    """J v for each of k vectors v (..., d): a tuple of (..., D). Cost: 3 + k a point.
+
+    Example:
+        >>> jvp(torch.sin, torch.zeros(2), (torch.tensor([1.0, 2.0]),))
+        (tensor([1., 2.]),)
+    """
+
+    def pushed(z: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for (x,) in push(_whole(f), z, vectors))
+
+    return map_points(pushed, (z, *vectors), chunk)
+
+
+def vjp(f: Map, z: Points, w: Features, *, chunk: int = _NO_LIMIT) -> Tangents:
+    """J' w for a cotangent w (..., D): (..., d). Cost: 3 a point.
+
+    Example:
+        >>> vjp(torch.sin, torch.zeros(2), torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+
+    def pulled(z: Tensor, w: Tensor) -> tuple[Tensor]:
+        graph = differentiated(z, w)
+        with torch.enable_grad():
+            z = _leaf(z)
+            return (_pull((f(z),), z, (w,), graph=graph),)
+
+    return map_points(pulled, (z, w), chunk)[0]
+
+
+def jacobian(f: Map, z: Points, *, chunk: int = _NO_LIMIT) -> Jacobians:
+    """J: (..., D, d). Cost: d + 3 a point, or 2 D + 1 where that is less.
+
+    Example:
+        >>> jacobian(torch.sin, torch.zeros(1))
+        tensor([[1.]])
+    """
+
+    def stacked(z: Tensor) -> tuple[Tensor]:
+        with torch.no_grad():
+            n_features = f(z[:1]).shape[1]
+        return (torch.stack([x for (x,) in jacobian_columns(_whole(f), z, n_features)], -1),)
+
+    return map_points(stacked, (z,), chunk)[0]
+
+
+def second_derivative(f: Map, z: Points, u: Tangents, v: Tangents, *, chunk: int = _NO_LIMIT) -> Features:
+    """f''(u, v), the second derivative in directions u and v: (..., D). Cost: 4 a point.
+
+    Example:
+        >>> second_derivative(torch.sin, torch.full((1,), torch.pi / 2), torch.ones(1), torch.ones(1))
+        tensor([-1.])
+    """
+
+    def nested(way: Callable[..., list[Parts]]) -> Callable[..., list[Parts]]:
+        return lambda z, u, v: way(lambda y: way(_whole(f), y, (u,))[0], z, (v,))
+
+    ways = {
+        "": nested(_push_forward),
+        "it is differentiated four times in reverse, more slowly": nested(_push_by_reverse),
+        _PLAIN: _with_plain_attention(nested(_push_by_reverse)),
+    }
+    return map_points(lambda z, u, v: _first_that_works(ways, z, u, v)[0], (z, u, v), chunk)[0]
+
+
+def push(f: PartsMap, z: Points, vectors: tuple[Tangents, ...]) -> list[Parts]:
+    """J v for each of k vectors v (n, d) at points (n, d), in one piece. Cost: 3 + k a point."""
+    ways = {
+        "": _push_by_reverse,
+        _PLAIN: _with_plain_attention(_push_by_reverse),
+        "Jacobians come from forward mode, more slowly": _push_forward,
+    }
+    return _first_that_works(ways, f, z, vectors)
+
+
+def jacobian_columns(f: PartsMap, z: Points, n_features: int) -> list[Parts]:
+    """The d columns J e_i at points (n, d) of a map to D features, in one piece. Cost: as for :func:`jacobian`."""
+    n, d = z.shape
+    if 2 * n_features + 1 < d + 3:
+        rows = _rows(f, z)  # for each part (n, D_k, d)
+        return [tuple(part[..., i] for part in rows) for i in range(d)]
+    return push(f, z, tuple(e.expand(n, d) for e in torch.eye(d, dtype=z.dtype, device=z.device)))
+
+
+def contradiction(f: PartsMap, z: Points) -> float:
+    """The relative difference of w'(J v) and (J'w)'v at random v, w: rounding unless an operator has wrong derivatives.
+
+    Cost: 7 a point.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random_like(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
+
+    v = random_like(z)
+    with torch.no_grad():
+        (pushed,) = push(f, z, (v,))
+    w = tuple(random_like(x) for x in pushed)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        pulled = _pull(f(z), z, w, graph=False)
+    there = sum(float((x * y).sum()) for x, y in zip(w, pushed, strict=True))
+    back = float((v * pulled).sum())
+    rounding = sum(float(x.norm() * y.norm()) for x, y in zip(w, pushed, strict=True)) * torch.finfo(z.dtype).eps
+    return abs(there - back) / max(abs(there), abs(back), 100 * rounding, 1e-300)
+
+
+def _push_by_reverse(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
+    """J v as the derivative of w -> v'J'w, which is linear in w: one graph for all vectors, 3 + k."""
+    graph = differentiated(z, *vectors)
+    with torch.enable_grad():
+        z = _leaf(z)
+        parts = f(z)
+        w = [x.detach().requires_grad_() for x in parts]  # any value does
+        pulled = _pull(parts, z, w, graph=True)
+        if not pulled.requires_grad:
+            raise NotImplementedError(_NOT_TWICE)
+        results = []
+        for i, v in enumerate(vectors):
+            retain = graph or i < len(vectors) - 1
+            columns = torch.autograd.grad(pulled, w, v, retain_graph=retain, create_graph=graph, allow_unused=True)
+            if all(column is None for column in columns):
+                raise NotImplementedError(_NOT_TWICE)
+            # a part may be constant
+            results.append(tuple(torch.zeros_like(x) if c is None else c for x, c in zip(parts, columns, strict=True)))
+        return results
+
+
+def _push_forward(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
+    """Forward mode on one copy of the points for each vector, all in one batch: 2 k."""
+    _load_forward_mode()
+    k, n = len(vectors), z.shape[0]
+    pushed = torch.func.jvp(f, (z.repeat(k, 1),), (torch.cat(vectors),))[1]
+    return list(zip(*(x.split(n) for x in pushed), strict=True))
+
+
+def _pull(parts: Sequence[Tensor], z: Tensor, w: Sequence[Tensor], *, graph: bool) -> Tensor:
+    """J'w from the features of points z."""
+    moving = [(x, y) for x, y in zip(parts, w, strict=True) if x.requires_grad]
+    if not moving:
+        raise _checks.no_gradient()
+    x, y = zip(*moving, strict=True)
+    (pulled,) = torch.autograd.grad(x, z, y, create_graph=graph, allow_unused=True)
+    if pulled is None:
+        raise _checks.no_gradient()
+    return pulled
+
+
+def _rows(f: PartsMap, z: Tensor) -> Parts:
+    """The rows of J of each part, (n, D_k, d): one graph, D pulls."""
+    graph = differentiated(z)
+    with torch.enable_grad():
+        z = _leaf(z)
+
+        def row(x: Tensor, j: int) -> Tensor:
+            if not x.requires_grad:
+                return torch.zeros_like(z)
+            options: Any = {"retain_graph": True, "create_graph": graph, "materialize_grads": True}
+            return torch.autograd.grad(x[:, j].sum(), z, **options)[0]
+
+        return tuple(torch.stack([row(x, j) for j in range(x.shape[1])], 1) for x in f(z))
+
+
+def _leaf(z: Tensor) -> Tensor:
+    return z if z.requires_grad else z.detach().requires_grad_()
+
+
+def _whole(f: Map) -> PartsMap:
+    return lambda z: (f(z),)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Let torch load what its first forward derivative needs, without telling the user that torch.jit is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        zero = torch.zeros((), device="cpu")
+        torch.func.jvp(torch.neg, (zero,), (zero,))
+
+
+def _with_plain_attention(way: Callable[..., T]) -> Callable[..., T]:
+    """The same way with scaled dot-product attention made of plain operations."""
+
+    def plain(*arguments: object) -> T:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with _attention_lock, sdpa_kernel(SDPBackend.MATH):
+            return way(*arguments)
+
+    return plain
+
+
+def _first_that_works(ways: dict[str, Callable[..., T]], *arguments: object) -> T:
+    """Take the first way whose derivatives all operators have; say once, by its key, when it is not the first."""
+    reasons: list[str] = []
+    for consequence, way in ways.items():
+        try:
+            results = way(*arguments)
+        except RuntimeError as error:
+            if not reasons and not _lacks_derivative(error):
+                raise
+            reasons.append(str(error).splitlines()[0])
+            continue
+        if reasons and consequence not in _warned:
+            _warned.add(consequence)
+            text = f"an operator of the decoder lacks a derivative: {consequence}. torch says: {reasons[0]}"
+            warnings.warn(text, _checks.DerivativeWarning, stacklevel=2)
+        return results
+    raise _checks.no_derivative(reasons)
+
+
+def _lacks_derivative(error: RuntimeError) -> bool:
+    signs = ("is not implemented", "once_differentiable", "double backward", "functorch")
+    return isinstance(error, NotImplementedError) or any(sign in str(error) for sign in signs)
+
+
+_NOT_TWICE = "the derivative of an operator is not differentiable"
+_PLAIN = "its attention is computed by plain operations, more slowly"
+_attention_lock = threading.RLock()  # the kernel is chosen for the whole process
+_warned: set[str] = set()
