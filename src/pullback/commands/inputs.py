@@ -1,0 +1,139 @@
+"""What a command line names: models, data sets, codes and pairs. Errors name the file, and the line if there is one."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from pullback import datasets, models
+from pullback.datasets import Dataset
+from pullback.models import RBFVAE
+from pullback.models.shipped import NAMES
+
+_DATA_SETS = ("mnist", "fashion-mnist", "digits")
+
+
+def model_named(name: str) -> RBFVAE:
+    """A shipped model by its name, or a trained one by its folder."""
+    if name in NAMES and not Path(name).exists():
+        return models.pretrained(name)
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"MODEL is {name}, which is neither a folder nor a shipped model: "
+            f"give a folder that `pullback train` wrote, or {', '.join(NAMES)}"
+        )
+    return models.load(name)
+
+
+def dataset_named(name: str, classes: Sequence[int] | None = None, split: str = "train") -> Dataset:
+    """A data set by its name, or the samples in a file; only some classes of it when they are given."""
+    if name == "mnist":
+        return datasets.mnist(split, classes=classes)
+    if name == "fashion-mnist":
+        return datasets.fashion_mnist(split, classes=classes)
+    if name != "digits" and Path(name).suffix not in (".npy", ".npz"):
+        raise ValueError(f"DATA is {name}: give {', '.join(_DATA_SETS)}, or a .npy or .npz file")
+    data = datasets.digits() if name == "digits" else datasets.from_file(name)
+    if classes is None:
+        return data
+    if data.labels is None:
+        raise ValueError(f"--classes {','.join(map(str, classes))} needs labels, and {name} has none")
+    chosen = torch.isin(data.labels, torch.tensor(classes))
+    if not bool(chosen.any()):
+        raise ValueError(f"no sample of {name} has one of the labels {', '.join(map(str, classes))}")
+    return Dataset(data.samples[chosen], data.labels[chosen], data.sample_shape, data.name)
+
+
+def codes_from(path: str | None, model: RBFVAE) -> tuple[Tensor, Tensor | None]:
+    """Codes (n, d) and labels (n,) from a file of ``pullback encode``; without a file those kept with the model."""
+    if path is None:
+        return model.codes, model.labels
+    arrays = _arrays(path)
+    if "codes" not in arrays:
+        raise ValueError(f"{path} has no array named 'codes': write it with `pullback encode`")
+    codes, labels = arrays["codes"], arrays.get("labels")
+    if codes.ndim != 2 or codes.shape[1] != model.latent_dim or codes.dtype.kind != "f" or len(codes) == 0:
+        raise ValueError(
+            f"the codes in {path} have shape {codes.shape} and dtype {codes.dtype}; "
+            f"wanted floats (n, {model.latent_dim}) with n > 0, as MODEL has {model.latent_dim} latent dimensions"
+        )
+    if not np.isfinite(codes).all():
+        raise ValueError(f"the codes in {path} hold NaN or inf: remove them")
+    if labels is not None and labels.shape != codes.shape[:1]:
+        raise ValueError(f"{path} has {len(codes)} codes, but labels of shape {labels.shape}: wanted one label a code")
+    return torch.from_numpy(codes).double(), None if labels is None else torch.from_numpy(labels)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz, whatever is wrong with the file."""
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return {} if isinstance(content, np.ndarray) else dict(content)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}; write it with `pullback encode`") from None
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read, it is damaged or no .npz: write it with `pullback encode`") from error
+
+
+def random_pairs(n_codes: int, n_pairs: int, seed: int) -> Tensor:
+    """Indices (n_pairs, 2) of random pairs of codes, the two of a pair different."""
+    if n_codes < 2:
+        raise ValueError(f"there are {n_codes} codes, but a pair needs two")
+    generator = Generator().manual_seed(seed)
+    first = torch.randint(n_codes, (n_pairs,), generator=generator)
+    step = torch.randint(1, n_codes, (n_pairs,), generator=generator)
+    return torch.stack([first, (first + step) % n_codes], dim=-1)
+
+
+def pairs_from(path: str, latent_dim: int) -> tuple[Tensor, Tensor]:
+    """Start and end points (n, d) of the rows of a CSV file.
+
+    The first row may name the columns start_0, ..., end_0, ...; other columns are then ignored, so what
+    ``pullback geodesic`` writes can be read. Without names a row is d numbers of the start and d of the end.
+    """
+    names = [f"{side}_{i}" for side in ("start", "end") for i in range(latent_dim)]
+    columns: list[int] | None = None
+    rows = []
+    with open(path, newline="", encoding="utf8") as file:
+        reader = csv.reader(file)
+        try:
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not rows and columns is None and set(names) <= {cell.strip() for cell in cells}:
+                    columns = [[cell.strip() for cell in cells].index(name) for name in names]
+                    continue
+                rows.append(_numbers(cells, columns, latent_dim, f"{path}, line {reader.line_num}"))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num + 1}: not text of comma-separated values ({error})"
+            ) from error
+    if not rows:
+        raise ValueError(f"{path} has no pairs: give one a row, {', '.join(names)}")
+    start, end = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 2, latent_dim).unbind(1)
+    return start, end
+
+
+def _numbers(cells: list[str], columns: list[int] | None, latent_dim: int, place: str) -> list[float]:
+    if columns is not None and len(cells) > max(columns):
+        cells = [cells[column] for column in columns]
+    elif columns is not None or len(cells) != 2 * latent_dim:
+        raise ValueError(
+            f"{place}: {len(cells)} columns, wanted {2 * latent_dim if columns is None else max(columns) + 1}: "
+            f"start and end in {latent_dim} latent dimensions"
+        )
+    numbers = []
+    for cell in cells:
+        try:
+            number = float(cell)
+        except ValueError:
+            raise ValueError(f"{place}: {cell!r} is not a number") from None
+        if not np.isfinite(number):
+            raise ValueError(f"{place}: {cell!r} is not finite")
+        numbers.append(number)
+    return numbers
