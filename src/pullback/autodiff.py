@@ -48,7 +48,7 @@ def jvp(f: Map, z: Points, vectors: tuple[Tangents, ...], *, chunk: int = _NO_LI
     """
 
     def pushed(z: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x for (x,) in push(_whole(f), z, vectors))
+        return tuple(x for (x,) in push(_whole(f), z, vectors)[1:])
 
     return map_points(pushed, (z, *vectors), chunk)
 
@@ -64,7 +64,7 @@ def vjp(f: Map, z: Points, w: Features, *, chunk: int = _NO_LIMIT) -> Tangents:
     def pulled(z: Tensor, w: Tensor) -> tuple[Tensor]:
         graph = differentiated(z, w)
         with torch.enable_grad():
-            z = _leaf(z)
+            z = _leaf(z, graph)
             return (_pull((f(z),), z, (w,), graph=graph),)
 
     return map_points(pulled, (z, w), chunk)[0]
@@ -81,7 +81,7 @@ def jacobian(f: Map, z: Points, *, chunk: int = _NO_LIMIT) -> Jacobians:
     def stacked(z: Tensor) -> tuple[Tensor]:
         with torch.no_grad():
             n_features = f(z[:1]).shape[1]
-        return (torch.stack([x for (x,) in jacobian_columns(_whole(f), z, n_features)], -1),)
+        return (torch.stack([x for (x,) in jacobian_columns(_whole(f), z, n_features)[1:]], -1),)
 
     return map_points(stacked, (z,), chunk)[0]
 
@@ -95,18 +95,18 @@ def second_derivative(f: Map, z: Points, u: Tangents, v: Tangents, *, chunk: int
     """
 
     def nested(way: Callable[..., list[Parts]]) -> Callable[..., list[Parts]]:
-        return lambda z, u, v: way(lambda y: way(_whole(f), y, (u,))[0], z, (v,))
+        return lambda z, u, v: way(lambda y: way(_whole(f), y, (u,))[1], z, (v,))
 
     ways = {
         "": nested(_push_forward),
         "it is differentiated four times in reverse, more slowly": nested(_push_by_reverse),
         _PLAIN: _with_plain_attention(nested(_push_by_reverse)),
     }
-    return map_points(lambda z, u, v: _first_that_works(ways, z, u, v)[0], (z, u, v), chunk)[0]
+    return map_points(lambda z, u, v: _first_that_works(ways, z, u, v)[1], (z, u, v), chunk)[0]
 
 
 def push(f: PartsMap, z: Points, vectors: tuple[Tangents, ...]) -> list[Parts]:
-    """J v for each of k vectors v (n, d) at points (n, d), in one piece. Cost: 3 + k a point."""
+    """f(z), then J v for each of k vectors v (n, d) at points (n, d), in one piece. Cost: 3 + k a point."""
     ways = {
         "": _push_by_reverse,
         _PLAIN: _with_plain_attention(_push_by_reverse),
@@ -116,11 +116,10 @@ def push(f: PartsMap, z: Points, vectors: tuple[Tangents, ...]) -> list[Parts]:
 
 
 def jacobian_columns(f: PartsMap, z: Points, n_features: int) -> list[Parts]:
-    """The d columns J e_i at points (n, d) of a map to D features, in one piece. Cost: as for :func:`jacobian`."""
+    """f(z), then the columns J e_i of a map to D features at points (n, d). Cost: as for :func:`jacobian`."""
     n, d = z.shape
     if 2 * n_features + 1 < d + 3:
-        rows = _rows(f, z)  # for each part (n, D_k, d)
-        return [tuple(part[..., i] for part in rows) for i in range(d)]
+        return _by_rows(f, z)
     return push(f, z, tuple(e.expand(n, d) for e in torch.eye(d, dtype=z.dtype, device=z.device)))
 
 
@@ -136,7 +135,7 @@ def contradiction(f: PartsMap, z: Points) -> float:
 
     v = random_like(z)
     with torch.no_grad():
-        (pushed,) = push(f, z, (v,))
+        _, pushed = push(f, z, (v,))
     w = tuple(random_like(x) for x in pushed)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
@@ -148,16 +147,16 @@ def contradiction(f: PartsMap, z: Points) -> float:
 
 
 def _push_by_reverse(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
-    """J v as the derivative of w -> v'J'w, which is linear in w: one graph for all vectors, 3 + k."""
+    """f(z) and J v as the derivative of w -> v'J'w, which is linear in w: one graph for all vectors, 3 + k."""
     graph = differentiated(z, *vectors)
     with torch.enable_grad():
-        z = _leaf(z)
+        z = _leaf(z, graph)
         parts = f(z)
         w = [x.detach().requires_grad_() for x in parts]  # any value does
         pulled = _pull(parts, z, w, graph=True)
         if not pulled.requires_grad:
             raise NotImplementedError(_NOT_TWICE)
-        results = []
+        results = [tuple(parts)]
         for i, v in enumerate(vectors):
             retain = graph or i < len(vectors) - 1
             columns = torch.autograd.grad(pulled, w, v, retain_graph=retain, create_graph=graph, allow_unused=True)
@@ -172,8 +171,8 @@ def _push_forward(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[P
     """Forward mode on one copy of the points for each vector, all in one batch: 2 k."""
     _load_forward_mode()
     k, n = len(vectors), z.shape[0]
-    pushed = torch.func.jvp(f, (z.repeat(k, 1),), (torch.cat(vectors),))[1]
-    return list(zip(*(x.split(n) for x in pushed), strict=True))
+    x, pushed = torch.func.jvp(f, (z.repeat(k, 1),), (torch.cat(vectors),))
+    return [tuple(a[:n] for a in x), *zip(*(a.split(n) for a in pushed), strict=True)]
 
 
 def _pull(parts: Sequence[Tensor], z: Tensor, w: Sequence[Tensor], *, graph: bool) -> Tensor:
@@ -188,11 +187,11 @@ def _pull(parts: Sequence[Tensor], z: Tensor, w: Sequence[Tensor], *, graph: boo
     return pulled
 
 
-def _rows(f: PartsMap, z: Tensor) -> Parts:
-    """The rows of J of each part, (n, D_k, d): one graph, D pulls."""
+def _by_rows(f: PartsMap, z: Tensor) -> list[Parts]:
+    """f(z) and the columns of J from its D rows: one graph, D pulls."""
     graph = differentiated(z)
     with torch.enable_grad():
-        z = _leaf(z)
+        z = _leaf(z, graph)
 
         def row(x: Tensor, j: int) -> Tensor:
             if not x.requires_grad:
@@ -200,11 +199,14 @@ def _rows(f: PartsMap, z: Tensor) -> Parts:
             options: Any = {"retain_graph": True, "create_graph": graph, "materialize_grads": True}
             return torch.autograd.grad(x[:, j].sum(), z, **options)[0]
 
-        return tuple(torch.stack([row(x, j) for j in range(x.shape[1])], 1) for x in f(z))
+        parts = f(z)
+        rows = [torch.stack([row(x, j) for j in range(x.shape[1])], 1) for x in parts]  # (n, D_k, d)
+    return [parts, *zip(*(part.unbind(-1) for part in rows), strict=True)]
 
 
-def _leaf(z: Tensor) -> Tensor:
-    return z if z.requires_grad else z.detach().requires_grad_()
+def _leaf(z: Tensor, graph: bool) -> Tensor:
+    """The points to differentiate by: z itself where the result has to know where z comes from."""
+    return z if graph and z.requires_grad else z.detach().requires_grad_()
 
 
 def _whole(f: Map) -> PartsMap:

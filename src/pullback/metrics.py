@@ -62,10 +62,12 @@ class Metric(nn.Module, ABC):
         Richardson extrapolation gives fourth order. Here: the inner product at the middle of the segment; a map into a
         Euclidean space has true chords.
         """
-        steps, middle = x[..., 1:, :] - x[..., :-1, :], 0.5 * (x[..., 1:, :] + x[..., :-1, :])
-        last = steps.shape[-2] // 2 * 2
-        over_two = steps[..., 0:last:2, :] + steps[..., 1:last:2, :]
-        return self.inner(middle, steps, steps), self.inner(x[..., 1:last:2, :], over_two, over_two)
+        last = (x.shape[-2] - 1) // 2 * 2
+        chords = []
+        for nodes in (x, x[..., : last + 1 : 2, :]):
+            steps = nodes[..., 1:, :] - nodes[..., :-1, :]
+            chords.append(self.inner(0.5 * (nodes[..., 1:, :] + nodes[..., :-1, :]), steps, steps))
+        return chords[0], chords[1]
 
     def grams(self, z: Points) -> tuple[Matrices, Matrices, Matrices]:
         """The Gauss-Newton products of nodes z (..., n, d): J_i' J_i, J_i' J_{i+1} and J_i' J_{i+2}.
@@ -127,22 +129,22 @@ class Pullback(Metric):
         z, *vectors = _checks.tangents(z, ("u", u), ("v", v)) if u is not v else _checks.tangents(z, ("v", v))
 
         def products(z: Tensor, *vectors: Tensor) -> tuple[Tensor]:
-            pushed = push(self.feature_map.parts, z, vectors)
-            return (_dot(pushed[0], pushed[-1]),)
+            x, *pushed = push(self.feature_map.parts, z, vectors)
+            return (_dot(pushed[0], pushed[-1]) + _nan_outside(x),)
 
         (result,) = map_points(products, (z, *vectors), self._chunk(z, len(vectors)))
-        _checks.all_finite(result[..., None], "the derivative of the decoder", _OUTSIDE)
+        _checks.all_finite(result[..., None], "the decoder's output or derivative", _OUTSIDE)
         return result
 
     def matrix(self, z: Points) -> Matrices:
         z = _checks.points(z)
 
         def products(z: Tensor) -> tuple[Tensor]:
-            columns = self._columns(z)
-            return (_products(columns, columns),)
+            x, *columns = self._columns(z)
+            return (_products(columns, columns) + _nan_outside(x)[:, None, None],)
 
         (g,) = map_points(products, (z,), self._chunk(z, z.shape[-1]))
-        _checks.all_finite(g.flatten(-2), "the derivative of the decoder", _OUTSIDE)
+        _checks.all_finite(g.flatten(-2), "the decoder's output or derivative", _OUTSIDE)
         return g
 
     def features(self, z: Points) -> Features:
@@ -161,7 +163,8 @@ class Pullback(Metric):
         n, d = z.shape[-2:]
 
         def products(z: Tensor) -> tuple[Tensor, ...]:
-            columns = [tuple(x.reshape(len(z), n, -1) for x in column) for column in self._columns(z.reshape(-1, d))]
+            _, *flat = self._columns(z.reshape(-1, d))
+            columns = [tuple(x.reshape(len(z), n, -1) for x in column) for column in flat]
             here = [[tuple(x[:, : n - k] for x in column) for column in columns] for k in range(3)]
             there = [[tuple(x[:, k:] for x in column) for column in columns] for k in range(1, 3)]
             return _products(here[0], here[0]), _products(here[1], there[0]), _products(here[2], there[1])
@@ -186,6 +189,11 @@ class Pullback(Metric):
 
     def gram_cost(self, d: int) -> int:
         return min(d + 3, 2 * self.feature_map.n_features + 1) if self.feature_map.n_features else d + 3
+
+
+def _nan_outside(x: Parts) -> Tensor:
+    """Zeros (n,), NaN where a feature is NaN or infinite: a metric may look finite there."""
+    return 0 * torch.stack([a.detach().sum(-1) for a in x]).sum(0)
 
 
 def _dot(x: Parts, y: Parts) -> Tensor:
