@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pullback import _checks
 from pullback._batching import chunk_size, map_chunks, map_points
@@ -107,7 +108,7 @@ class Pullback(Metric):
 
     Cost:
         ``inner`` 5 evaluations a point, ``norm`` 4; ``matrix`` and ``log_volume`` d + 3 or, where that is less,
-        2 D + 1. The first call 11 more.
+        2 D + 1. The first call 13 more.
 
     Reference:
         Arvanitidis, Hansen, Hauberg (2018), equation 4. :cite:`oddity`
@@ -153,10 +154,7 @@ class Pullback(Metric):
         return value(self.feature_map, z, chunk=self.points_at_once(z))
 
     def squared_chords(self, x: Features) -> tuple[Tensor, Tensor]:
-        steps = x[..., 1:, :] - x[..., :-1, :]
-        last = steps.shape[-2] // 2 * 2
-        double = steps[..., 0:last:2, :] + steps[..., 1:last:2, :]
-        return steps.square().sum(-1), double.square().sum(-1)
+        return _SquaredChords.apply(x)  # pyright: ignore[reportReturnType]
 
     def grams(self, z: Points) -> tuple[Matrices, Matrices, Matrices]:
         """J_i' J_i, J_i' J_{i+1} and J_i' J_{i+2} at nodes z (..., n, d). Cost: d + 3 a node."""
@@ -192,8 +190,11 @@ class Pullback(Metric):
 
 
 def _nan_outside(x: Parts) -> Tensor:
-    """Zeros (n,), NaN where a feature is NaN or infinite: a metric may look finite there."""
-    return 0 * torch.stack([a.detach().sum(-1) for a in x]).sum(0)
+    """Zeros (n,), NaN where a feature is NaN or infinite: the Jacobian may look finite there.
+
+    They carry the gradient zero, so that also a metric that is constant can be differentiated.
+    """
+    return 0 * torch.stack([a.sum(-1) for a in x]).sum(0)
 
 
 def _dot(x: Parts, y: Parts) -> Tensor:
@@ -214,3 +215,26 @@ def _products(x: list[Parts], y: list[Parts]) -> Tensor:
 
 
 _OUTSIDE = "the points may lie outside of the region where it is defined"
+
+
+class _SquaredChords(torch.autograd.Function):
+    """|x_{i+1} - x_i|^2 and |x_{2i+2} - x_{2i}|^2, with few passes over x: a third of what automatic ones take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        single = x[..., 1:, :] - x[..., :-1, :]
+        last = single.shape[-2] // 2 * 2
+        double = single[..., 0:last:2, :] + single[..., 1:last:2, :]
+        ctx.save_for_backward(single, double)
+        return torch.linalg.vector_norm(single, dim=-1).square(), torch.linalg.vector_norm(double, dim=-1).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_single: Tensor, to_double: Tensor) -> Tensor:
+        single, double = ctx.saved_tensors
+        last = single.shape[-2] // 2 * 2
+        pull = single * (2 * to_single[..., None])
+        both = double * (2 * to_double[..., None])
+        pull[..., 0:last:2, :] += both
+        pull[..., 1:last:2, :] += both
+        return torch.cat((-pull[..., :1, :], pull[..., :-1, :] - pull[..., 1:, :], pull[..., -1:, :]), -2)

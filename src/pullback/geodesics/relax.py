@@ -67,19 +67,18 @@ class Relax(GeodesicSolver):
                 record.evaluations[rows] += samples - 1
                 if coarsest:
                     _warn_of_rank(state.grams.same)
-                if not coarsest:
+                else:
                     record.spend(rows, state)
                     settled = record.settle(rows, energy, state, softness)
                     rows, energy, state = rows[~settled], energy.select(~settled), state.restart(~settled)
-                if not len(rows):
-                    break
-                state, codes = minimize(minimizer, energy, state)
-                record.spend(rows, state)
-                stop = (codes == Status.NOT_FINITE.code) | finest
-                record.close(rows[stop], energy.select(stop), state.select(stop), codes[stop])
-                rows, energy, state = rows[~stop], energy.select(~stop), state.select(~stop)
-                n, curves, grams = 2 * n, Curve(energy.nodes(state.z)), state.grams.prolong()
-                softness = state.softness()
+                if len(rows):
+                    state, codes = minimize(minimizer, energy, state)
+                    record.spend(rows, state)
+                    stop = (codes == Status.NOT_FINITE.code) | finest
+                    record.close(rows[stop], energy.select(stop), state.select(stop), codes[stop])
+                    rows, energy, state = rows[~stop], energy.select(~stop), state.select(~stop)
+                    n, curves, grams = 2 * n, Curve(energy.nodes(state.z)), state.grams.prolong()
+                    softness = state.softness()
                 bar.update(len(start) - len(rows) - bar.n)
         return record.solution()
 
