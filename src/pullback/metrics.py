@@ -8,7 +8,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pullback import _checks
 from pullback._batching import chunk_size, map_chunks, map_points
@@ -108,7 +107,7 @@ class Pullback(Metric):
 
     Cost:
         ``inner`` 5 evaluations a point, ``norm`` 4; ``matrix`` and ``log_volume`` d + 3 or, where that is less,
-        2 D + 1. The first call 13 more.
+        2 D + 1. The first call 15 more.
 
     Reference:
         Arvanitidis, Hansen, Hauberg (2018), equation 4. :cite:`oddity`
@@ -218,23 +217,27 @@ _OUTSIDE = "the points may lie outside of the region where it is defined"
 
 
 class _SquaredChords(torch.autograd.Function):
-    """|x_{i+1} - x_i|^2 and |x_{2i+2} - x_{2i}|^2, with few passes over x: a third of what automatic ones take."""
+    """|x_{i+1} - x_i|^2 and |x_{2i+2} - x_{2i}|^2, with fewer passes over x than automatic ones take."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        single = x[..., 1:, :] - x[..., :-1, :]
-        last = single.shape[-2] // 2 * 2
-        double = single[..., 0:last:2, :] + single[..., 1:last:2, :]
-        ctx.save_for_backward(single, double)
+        ctx.save_for_backward(x)
+        single, double = _chords(x)
         return torch.linalg.vector_norm(single, dim=-1).square(), torch.linalg.vector_norm(double, dim=-1).square()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, to_single: Tensor, to_double: Tensor) -> Tensor:
-        single, double = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
+        single, double = _chords(x)
         last = single.shape[-2] // 2 * 2
         pull = single * (2 * to_single[..., None])
         both = double * (2 * to_double[..., None])
         pull[..., 0:last:2, :] += both
         pull[..., 1:last:2, :] += both
         return torch.cat((-pull[..., :1, :], pull[..., :-1, :] - pull[..., 1:, :], pull[..., -1:, :]), -2)
+
+
+def _chords(x: Tensor) -> tuple[Tensor, Tensor]:
+    single = x[..., 1:, :] - x[..., :-1, :]
+    last = single.shape[-2] // 2 * 2
+    return single, single[..., 0:last:2, :] + single[..., 1:last:2, :]

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -94,3 +95,11 @@ def test_chunks_do_not_change_the_numbers():
         assert torch.allclose(one, other, rtol=1e-12)
     for one, other in zip(energy.measure(z), small.measure(z), strict=True):
         assert torch.allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_segments", [1, 2, 3, 8])
+def test_squared_chords_can_be_differentiated_twice(n_segments):
+    metric = pb.Pullback(nn.Identity())
+    x = torch.randn(2, n_segments + 1, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(metric.squared_chords, (x,))
+    assert torch.autograd.gradgradcheck(metric.squared_chords, (x,))
