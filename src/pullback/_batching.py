@@ -78,7 +78,7 @@ def map_chunks(
         part = function(*(t[first : first + size] for t in tensors))
         if not results:
             results = tuple(p.new_empty(n, *p.shape[1:]) for p in part)
-        for whole, p in zip(results, part, strict=True):
-            whole[first : first + size] = p
+        for i, whole in enumerate(results):
+            whole[first : first + size] = part[i]
         del part  # before the next one is made
     return results

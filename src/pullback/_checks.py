@@ -204,8 +204,8 @@ def no_gradient() -> ValueError:
 def mixed_batch(change: float) -> ValueError:
     """The error for a decoder that mixes the points of a batch."""
     return ValueError(
-        f"the decoder mixes the points of a batch: one point's output changes by {change:.1e} (relative) when another "
-        "point joins. Batch statistics or randomness: call decoder.eval(), or normalize each point alone."
+        f"the decoder mixes the points of a batch: one point's output changes by {change:.1e} (relative) when others "
+        "are replaced. Batch statistics or randomness: call decoder.eval(), or normalize each point alone."
     )
 
 
@@ -219,10 +219,10 @@ def contradicting_derivatives(difference: float) -> ValueError:
 
 
 def no_derivative(reasons: list[str]) -> ValueError:
-    """The error for a decoder whose Jacobian cannot be had in any way."""
+    """The error for a decoder that cannot be differentiated in any way."""
     return ValueError(
-        "the decoder has no Jacobian: an operator has neither a forward nor a second derivative. Replace it by one "
-        f"that has (torch.cdist by explicit differences, say). torch says: {'; '.join(dict.fromkeys(reasons))}"
+        "the decoder cannot be differentiated: an operator has neither a forward nor a second derivative. Replace it "
+        f"by one that has (torch.cdist by explicit differences, say). torch says: {'; '.join(dict.fromkeys(reasons))}"
     )
 
 

@@ -87,22 +87,16 @@ def jacobian(f: Map, z: Points, *, chunk: int = _NO_LIMIT) -> Jacobians:
 
 
 def second_derivative(f: Map, z: Points, u: Tangents, v: Tangents, *, chunk: int = _NO_LIMIT) -> Features:
-    """f''(u, v), the second derivative in directions u and v: (..., D). Cost: 4 a point.
+    """f''(u, v), the second derivative in directions u and v: (..., D). Cost: 5 a point.
 
     Example:
         >>> second_derivative(torch.sin, torch.full((1,), torch.pi / 2), torch.ones(1), torch.ones(1))
         tensor([-1.])
     """
 
-    def nested(way: Callable[..., list[Parts]]) -> Callable[..., list[Parts]]:
-        return lambda z, u, v: way(lambda y: way(_whole(f), y, (u,))[1], z, (v,))
-
-    ways = {
-        "": nested(_push_forward),
-        "it is differentiated four times in reverse, more slowly": nested(_push_by_reverse),
-        _PLAIN: _with_plain_attention(nested(_push_by_reverse)),
-    }
-    return map_points(lambda z, u, v: _first_that_works(ways, z, u, v)[1], (z, u, v), chunk)[0]
+    # not forward over forward mode: torch gets that wrong for layer and group norm
+    ways = {"": _bend, _PLAIN: _with_plain_attention(_bend)}
+    return map_points(lambda z, u, v: (_first_that_works(ways, f, z, u, v),), (z, u, v), chunk)[0]
 
 
 def push(f: PartsMap, z: Points, vectors: tuple[Tangents, ...]) -> list[Parts]:
@@ -154,25 +148,35 @@ def _push_by_reverse(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> lis
         parts = f(z)
         w = [x.detach().requires_grad_() for x in parts]  # any value does
         pulled = _pull(parts, z, w, graph=True)
-        if not pulled.requires_grad:
-            raise NotImplementedError(_NOT_TWICE)
-        results = [tuple(parts)]
+        results = [parts if graph else tuple(x.detach() for x in parts)]
         for i, v in enumerate(vectors):
             retain = graph or i < len(vectors) - 1
-            columns = torch.autograd.grad(pulled, w, v, retain_graph=retain, create_graph=graph, allow_unused=True)
-            if all(column is None for column in columns):
-                raise NotImplementedError(_NOT_TWICE)
-            # a part may be constant
-            results.append(tuple(torch.zeros_like(x) if c is None else c for x, c in zip(parts, columns, strict=True)))
+            results.append(_differentiate(pulled, w, v, retain_graph=retain, create_graph=graph))
         return results
+
+
+def _bend(f: Map, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """f''(u, v) as the derivative of w -> v' d/dz (u'J'w), which is linear in w."""
+    graph = differentiated(z, u, v)
+    with torch.enable_grad():
+        z = _leaf(z, graph)
+        x = f(z)
+        w = x.detach().requires_grad_()  # any value does
+        pulled = _pull((x,), z, (w,), graph=True)
+        _differentiate(pulled, [w], v, retain_graph=True)  # J v: fails where an operator hides w
+        options: Any = {"allow_unused": True, "materialize_grads": True}  # f may be linear
+        (turned,) = torch.autograd.grad(pulled, z, u, create_graph=True, **options)
+        if not turned.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(turned, w, v, create_graph=graph, **options)[0]
 
 
 def _push_forward(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
     """Forward mode on one copy of the points for each vector, all in one batch: 2 k."""
     _load_forward_mode()
     k, n = len(vectors), z.shape[0]
-    x, pushed = torch.func.jvp(f, (z.repeat(k, 1),), (torch.cat(vectors),))
-    return [tuple(a[:n] for a in x), *zip(*(a.split(n) for a in pushed), strict=True)]
+    both = torch.func.jvp(f, (z.repeat(k, 1),), (torch.cat(vectors),))
+    return [tuple(x[:n] for x in both[0]), *zip(*(x.split(n) for x in both[1]), strict=True)]
 
 
 def _pull(parts: Sequence[Tensor], z: Tensor, w: Sequence[Tensor], *, graph: bool) -> Tensor:
@@ -185,6 +189,15 @@ def _pull(parts: Sequence[Tensor], z: Tensor, w: Sequence[Tensor], *, graph: boo
     if pulled is None:
         raise _checks.no_gradient()
     return pulled
+
+
+def _differentiate(pulled: Tensor, w: list[Tensor], v: Tensor, **options: Any) -> Parts:
+    """The derivative J v of v'J'w by w."""
+    columns = torch.autograd.grad(pulled, w, v, allow_unused=True, **options) if pulled.requires_grad else [None]
+    if all(column is None for column in columns):
+        raise NotImplementedError("the derivative of an operator is not differentiable")
+    # a part may be constant
+    return tuple(torch.zeros_like(x) if column is None else column for x, column in zip(w, columns, strict=True))
 
 
 def _by_rows(f: PartsMap, z: Tensor) -> list[Parts]:
@@ -258,7 +271,6 @@ def _lacks_derivative(error: RuntimeError) -> bool:
     return isinstance(error, NotImplementedError) or any(sign in str(error) for sign in signs)
 
 
-_NOT_TWICE = "the derivative of an operator is not differentiable"
 _PLAIN = "its attention is computed by plain operations, more slowly"
 _attention_lock = threading.RLock()  # the kernel is chosen for the whole process
 _warned: set[str] = set()

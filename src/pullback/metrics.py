@@ -226,7 +226,7 @@ class _SquaredChords(torch.autograd.Function):
         return torch.linalg.vector_norm(single, dim=-1).square(), torch.linalg.vector_norm(double, dim=-1).square()
 
     @staticmethod
-    def backward(ctx: Any, to_single: Tensor, to_double: Tensor) -> Tensor:
+    def backward(ctx: Any, to_single: Tensor, to_double: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         single, double = _chords(x)
         last = single.shape[-2] // 2 * 2
