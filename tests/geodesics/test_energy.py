@@ -78,7 +78,8 @@ def test_even_nodes_are_equally_far_apart_and_on_the_same_curve():
     nodes = torch.stack((3 * t**2, torch.sin(2 * t)), -1)[None]
     energy = DiscreteEnergy.between(pb.Pullback(f), nodes[:, 0], nodes[:, -1])
     curve = pb.Curve(nodes)
-    even = energy.even(curve, 16, 512)
+    even, length = energy.even(curve, 16, 512)
+    assert torch.allclose(length, pb.length(energy.metric, curve), rtol=1e-6)
     chords = f(even.resample(256).nodes).diff(dim=1).norm(dim=-1).reshape(1, 16, 16).sum(-1)
     assert torch.allclose(chords, chords.mean(1, keepdim=True), rtol=0.02)
     dense = curve(torch.linspace(0, 1, 20001, dtype=torch.float64))

@@ -214,6 +214,23 @@ def test_a_wall_beyond_the_finest_resolution_is_flagged():
     assert path.status[0] is pb.Status.WALL
 
 
+def test_a_curve_that_costs_too_much_is_given_up_and_says_so():
+    a, b = torch.tensor([[-1.0, 0.0]], dtype=F64), torch.tensor([[1.0, 0.3]], dtype=F64)
+    with pytest.warns(pb.GeodesicWarning, match="out of steps"):
+        path = pb.geodesic(pb.Pullback(ridge), a, b, solver=pb.Relax(max_evaluations=300))
+    assert path.status[0] is pb.Status.MAX_STEPS
+    assert path.evaluations[0] < 3000
+
+
+def test_a_geodesic_is_not_longer_than_the_curve_it_began_as():
+    # the way over the pole at infinity is stationary too; a coarse step may jump there
+    metric = pb.Pullback(pb.surfaces.Sphere())
+    a, b = points(300, 2, 5), points(300, 2, 6)
+    path = pb.geodesic(metric, a, b)
+    straight = pb.length(metric, pb.Curve.straight(a, b), n_segments=1024)
+    assert (path.length <= straight * (1 + 1e-3))[path.converged].all()
+
+
 def test_relu_decoders_converge_to_a_loose_tolerance_or_are_flagged():
     metric = pb.Pullback(mlp(activation=nn.ReLU, gain=1.0))
     a, b = points(6, seed=1), points(6, seed=2)
@@ -347,6 +364,14 @@ def test_a_bad_tolerance_or_start_curve_is_refused():
         pb.geodesic(metric, a, b, tol=0)
     with pytest.raises(ValueError, match="`init` holds curves"):
         pb.geodesic(metric, a, b, init=pb.Curve.straight(a[0], b[0]))
+    with pytest.raises(ValueError, match="ends are not `start` and `end`"):
+        pb.geodesic(metric, a, b, init=pb.Curve.straight(b, a))
+    with pytest.raises(TypeError, match="`init` is a Tensor"):
+        pb.geodesic(metric, a, b, init=a)
+    with pytest.raises(TypeError, match=r"wrapped as Pullback\(decoder\)"):
+        pb.geodesic(mlp(), a, b)
+    with pytest.raises(ValueError, match="`tol` is 10"):
+        pb.geodesic(metric, a, b, tol=10)
     with pytest.raises(ValueError, match="`first_segments` is 7"):
         pb.Relax(first_segments=7)
 

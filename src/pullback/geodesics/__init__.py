@@ -65,16 +65,17 @@ def geodesic(
         >>> round(float(path.length), 4)
         5.0
     """
+    if not isinstance(metric, Metric):
+        kind = type(metric).__name__
+        raise TypeError(f"`metric` is a {kind}: give a metric; a decoder is wrapped as Pullback(decoder).")
     start, end = _checks.pairs(start, end)
     _checks.positive(tol, "tol")
+    if tol >= 1:
+        raise ValueError(f"`tol` is {tol}: it is a relative error, below 1.")
     metric.points_at_once(start)  # the decoder is looked at even when no curve needs it
     solver = solver if solver is not None else Relax()
     batch, d = start.shape[:-1], start.shape[-1]
-    init = init if init is not None else Curve.straight(start, end)
-    if init.nodes.shape[:-2] != batch or init.nodes.shape[-1] != d:
-        raise ValueError(
-            f"`init` holds curves {tuple(init.nodes.shape)}: want {(*batch, 'T + 1', d)}, one for each pair."
-        )
+    init = _start_curve(init, start, end)
     start, end = start.detach().reshape(-1, d), end.detach().reshape(-1, d)
     nodes = init.nodes.detach().flatten(0, -3) if batch else init.nodes.detach()[None]
     solution = _reshape(_solve(solver, metric, start, end, nodes, tol, progress), batch)
@@ -88,9 +89,25 @@ def distance(
 ) -> Scalars:
     """The length of the geodesic from a to b (..., d): (...), in units of the data space; NaN where none was found.
 
-    Arguments, warnings and cost as for :func:`geodesic`.
+    It carries no gradient. Arguments, warnings and cost as for :func:`geodesic`.
     """
     return geodesic(metric, a, b, tol=tol, solver=solver).length
+
+
+def _start_curve(init: Curve | None, start: Tensor, end: Tensor) -> Curve:
+    """The curves to start from, checked: straight lines unless given."""
+    if init is None:
+        return Curve.straight(start, end)
+    if not isinstance(init, Curve):
+        raise TypeError(f"`init` is a {type(init).__name__}: give a Curve, e.g. Curve(nodes).")
+    nodes = init.nodes
+    if nodes.shape[:-2] != start.shape[:-1]:
+        want = (*start.shape[:-1], "T + 1", start.shape[-1])
+        raise ValueError(f"`init` holds curves {tuple(nodes.shape)}: want {want}, one for each pair.")
+    _checks.same_kind(nodes, start, "init", "start")
+    if not (torch.equal(nodes[..., 0, :], start) and torch.equal(nodes[..., -1, :], end)):
+        raise ValueError("`init` holds curves whose ends are not `start` and `end`: they keep their ends.")
+    return init
 
 
 def _solve(

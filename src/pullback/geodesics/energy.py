@@ -74,21 +74,24 @@ class DiscreteEnergy:
         length, energy = (torch.cat(values) for values in zip(*parts, strict=True))
         return length, energy
 
-    def even(self, curves: Curve, n: int, n_samples: int) -> Curve:
-        """The same curves by n + 1 nodes at constant Riemannian speed. Cost: n_samples - 1 evaluations a curve.
+    def even(self, curves: Curve, n: int, n_samples: int) -> tuple[Curve, Tensor]:
+        """The same curves by n + 1 nodes at constant Riemannian speed, and their lengths (B,).
+
+        Cost: n_samples - 1 evaluations a curve.
 
         Relaxation is slow to slide nodes along a curve, and every evaluation of a gradient costs three of these.
         """
         z = curves.resample(n_samples).nodes[:, 1:-1]
-        length = torch.cat([single.sqrt().cumsum(1) for single, _ in self._chords(z)])
-        length = torch.nn.functional.pad(length, (1, 0))
+        parts = [(single.sqrt().cumsum(1), chord_length(single, double)) for single, double in self._chords(z)]
+        chords, whole = (torch.cat(values) for values in zip(*parts, strict=True))
+        length = torch.nn.functional.pad(chords, (1, 0))
         share = length / length[:, -1:].clamp_min(torch.finfo(length.dtype).tiny)
         wanted = torch.arange(1, n, dtype=z.dtype, device=z.device).div(n).expand(len(z), -1).contiguous()
         right = torch.searchsorted(share, wanted).clamp(1, n_samples)
         low, high = share.gather(1, right - 1), share.gather(1, right)
         t = (right - 1 + (wanted - low) / (high - low).clamp_min(torch.finfo(z.dtype).tiny)) / n_samples
         t = torch.where(length[:, -1:] > 0, t, wanted).clamp(0, 1)  # False for NaN
-        return Curve(self.nodes(curves(t)))
+        return Curve(self.nodes(curves(t))), whole
 
     def _chords(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Squared chords and double chords of interior nodes z (B, T - 1, d), some curves at a time."""

@@ -29,12 +29,13 @@ class Relax(GeodesicSolver):
     gets twice as many nodes, evenly spaced in its Riemannian length; the gradient there tells how far it is from a
     minimum. When that is little, the curve takes one more step, and its length is measured on finer samples. It is done
     when these and the nodes agree; where chords jump over a wall of the metric or a crease of the decoder they do not,
-    and the curve is refined.
+    and the curve is refined; where they jumped to a longer way, it starts again from the curve it began as.
 
     Args:
         first_segments: Segments at the coarsest resolution, even.
         max_segments: Segments at the finest; a curve that is not resolved there gets the status WALL.
         max_steps: Steps at each resolution.
+        max_evaluations: A curve that has cost more gets no finer, and the status MAX_STEPS if it is not resolved.
         memory: Steps that L-BFGS remembers.
 
     Cost: 230 evaluations for a nearly straight curve, about 1,000 in the mean between codes of a VAE.
@@ -43,13 +44,17 @@ class Relax(GeodesicSolver):
     first_segments: int = 8
     max_segments: int = 512
     max_steps: int = 100
+    max_evaluations: int = 100_000
     memory: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("first_segments", "max_segments", "max_steps", "memory"):
+        for name in ("first_segments", "max_segments", "max_steps", "max_evaluations", "memory"):
             _checks.positive(getattr(self, name), name)
-        if self.first_segments % 2 or self.first_segments < 4:
-            raise ValueError(f"`first_segments` is {self.first_segments}: it must be even and at least 4.")
+        if self.first_segments % 2 or not 4 <= self.first_segments <= self.max_segments:
+            raise ValueError(
+                f"`first_segments` is {self.first_segments}: it must be even, at least 4 and at most `max_segments`, "
+                f"which is {self.max_segments}."
+            )
 
     def solve(
         self, metric: Metric, start: Tensor, end: Tensor, *, tol: float, nodes: Tensor, progress: bool = False
@@ -62,9 +67,8 @@ class Relax(GeodesicSolver):
             while len(rows):
                 coarsest, finest = n == self.first_segments, 2 * n > self.max_segments
                 minimizer = Minimizer(10 * tol if coarsest else tol, self.max_steps, self.memory)
-                samples = max(n, _FEWEST_SAMPLES // 2)
-                state = minimizer.init(energy, energy.even(curves, n, samples).nodes[:, 1:-1], grams)
-                record.evaluations[rows] += samples - 1
+                z = record.even(rows, energy, curves, Curve(nodes[rows]), n)
+                state = minimizer.init(energy, z, grams)
                 if coarsest:
                     _warn_of_rank(state.grams.same)
                 else:
@@ -74,7 +78,9 @@ class Relax(GeodesicSolver):
                 if len(rows):
                     state, codes = minimize(minimizer, energy, state)
                     record.spend(rows, state)
-                    stop = (codes == Status.NOT_FINITE.code) | finest
+                    spent = record.evaluations[rows] > self.max_evaluations
+                    codes[spent & (codes == Status.CONVERGED.code)] = Status.MAX_STEPS.code
+                    stop = (codes == Status.NOT_FINITE.code) | finest | spent
                     record.close(rows[stop], energy.select(stop), state.select(stop), codes[stop])
                     rows, energy, state = rows[~stop], energy.select(~stop), state.select(~stop)
                     n, curves, grams = 2 * n, Curve(energy.nodes(state.z)), state.grams.prolong()
@@ -89,7 +95,7 @@ def _warn_of_rank(g: Tensor) -> None:
     if not len(g):
         return
     eigenvalues = torch.linalg.eigvalsh(g)
-    singular = eigenvalues[:, 0] <= 10 * g.shape[-1] * torch.finfo(g.dtype).eps * eigenvalues[:, -1]
+    singular = eigenvalues[:, 0] <= g.shape[-1] * torch.finfo(g.dtype).eps * eigenvalues[:, -1]
     if singular.any():
         warnings.warn(
             f"the metric is singular at {int(singular.sum())} of {len(g)} sampled points: the decoder does not change "
@@ -108,7 +114,24 @@ class _Record:
         self.tol = tol
         self.codes, self.iterations, self.evaluations = zero, zero.clone(), zero + 2
         self.length, self.error, self.energy = (start.new_full((len(start),), torch.nan) for _ in range(3))
+        self.longest = start.new_full((len(start),), torch.nan)  # a geodesic is no longer than the curve it began as
         self.nodes: list[tuple[Tensor, Tensor]] = []  # rows and the nodes of their curves
+
+    def even(self, rows: Tensor, energy: DiscreteEnergy, curves: Curve, origin: Curve, n: int) -> Tensor:
+        """Interior nodes of curves at n segments; of those they began as where chords have jumped to a longer way."""
+        samples = max(n, _FEWEST_SAMPLES // 2)
+        even, length = energy.even(curves, n, samples)
+        self.evaluations[rows] += samples - 1
+        first = self.longest[rows].isnan()
+        self.longest[rows[first]] = length[first]
+        z = even.nodes[:, 1:-1]
+        detour = (length > (1 + self.tol) * self.longest[rows]).nonzero().reshape(-1)
+        if len(detour):
+            again, length = energy.select(detour).even(origin[detour], n, samples)
+            z = z.index_copy(0, detour, again.nodes[:, 1:-1])
+            self.longest[rows[detour]] = length
+            self.evaluations[rows[detour]] += samples - 1
+        return z
 
     def spend(self, rows: Tensor, state: State) -> None:
         """Count what a run cost."""
@@ -130,7 +153,7 @@ class _Record:
         """Enter curves that get no finer: converged if they settle now, else with the status that says why not."""
         if not len(rows):
             return
-        settled = self.settle(rows, energy, state, torch.ones_like(state.energy))
+        settled = self.settle(rows, energy, state, state.softness())
         codes = torch.where(settled, Status.CONVERGED.code, codes)
         self.codes[rows] = torch.where(~settled & (codes == Status.CONVERGED.code), Status.WALL.code, codes)
         self.nodes.append((rows[~settled], energy.nodes(state.z)[~settled]))
@@ -148,7 +171,8 @@ class _Record:
         # moves its minimum by the square of that; and the last step leaves a part of the gap
         estimate = off / 15 + length * (share.square() + left)
         rounding = energy.rounding(n)
-        settled = (estimate <= self.tol * length) | (length <= rounding)
+        settled = (estimate <= self.tol * length) & (length <= (1 + self.tol) * self.longest[rows] + rounding)
+        settled |= length <= rounding
         entered = rows[settled]
         self.codes[entered] = Status.CONVERGED.code
         self.length[entered] = length[settled]
