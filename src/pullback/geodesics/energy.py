@@ -112,6 +112,10 @@ class Grams(NamedTuple):
     next_one: Tensor  # (B, n - 1, d, d)
     next_two: Tensor  # (B, n - 2, d, d)
 
+    def select(self, index: Tensor) -> Grams:
+        """Those of the curves at an index of the batch."""
+        return Grams(*(products[index] for products in self))
+
     def prolong(self) -> Grams:
         """The products at twice as many segments if J were linear between nodes: for nothing.
 

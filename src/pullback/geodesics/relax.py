@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from pullback import _checks
 from pullback.curves import Curve
 from pullback.geodesics.energy import DiscreteEnergy
 from pullback.geodesics.solution import Solution, Status
-from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, minimize
+from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize
 from pullback.metrics import Metric
 
-_LEFT_OVER = 0.5  # share of the estimated gap to a minimum that a last quasi-Newton step may leave
+_LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
+_SADDLE = 0.05  # stiffness, as a share of the Gauss-Newton model's, that counts as none; negative, as a saddle
 _SAFETY = 3.0  # times the estimated error is the error that is reported
 _FEWEST_SAMPLES = 64  # of a curve whose length is measured: a wall between two of them goes unseen
 
@@ -62,7 +63,7 @@ class Relax(GeodesicSolver):
         energy = DiscreteEnergy.between(metric, start, end)
         record = _Record(start, tol)
         rows = torch.arange(len(start), device=start.device)
-        n, curves, grams, softness = self.first_segments, Curve(nodes), None, torch.ones_like(start[:, 0])
+        n, curves, grams = self.first_segments, Curve(nodes), None
         with tqdm(total=len(start), desc="geodesics", unit="curve", disable=not progress) as bar:
             while len(rows):
                 coarsest, finest = n == self.first_segments, 2 * n > self.max_segments
@@ -73,7 +74,11 @@ class Relax(GeodesicSolver):
                     _warn_of_rank(state.grams.same)
                 else:
                     record.spend(rows, state)
-                    settled = record.settle(rows, energy, state, softness)
+                    settled, saddle, state = record.settle(rows, energy, state)
+                    if saddle.any():
+                        fresh = minimizer.init(energy.select(saddle), state.z[saddle], state.grams.select(saddle))
+                        record.spend(rows[saddle], fresh)
+                        state = state.put(saddle.nonzero().reshape(-1), fresh)
                     rows, energy, state = rows[~settled], energy.select(~settled), state.restart(~settled)
                 if len(rows):
                     state, codes = minimize(minimizer, energy, state)
@@ -84,7 +89,6 @@ class Relax(GeodesicSolver):
                     record.close(rows[stop], energy.select(stop), state.select(stop), codes[stop])
                     rows, energy, state = rows[~stop], energy.select(~stop), state.select(~stop)
                     n, curves, grams = 2 * n, Curve(energy.nodes(state.z)), state.grams.prolong()
-                    softness = state.softness()
                 bar.update(len(start) - len(rows) - bar.n)
         return record.solution()
 
@@ -138,22 +142,38 @@ class _Record:
         self.iterations[rows] += state.iterations
         self.evaluations[rows] += state.evaluations
 
-    def settle(self, rows: Tensor, energy: DiscreteEnergy, state: State, softness: Tensor) -> Tensor:
-        """Enter the curves that are close enough to a minimum and whose length can be measured: which ones, (B,)."""
-        # a step of a model that is too stiff by the factor s leaves (1 - 1/s)^2 of a gap that is s times what it says
-        left = (softness * (1 - 1 / softness).square()).clamp_min(_LEFT_OVER) * Minimizer.relative_gap(state)
+    def settle(self, rows: Tensor, energy: DiscreteEnergy, state: State) -> tuple[Tensor, Tensor, State]:
+        """Enter the curves that are close enough to a minimum and whose length can be measured.
+
+        Returns which ones (B,), which are at a saddle (B,), and the state: moved off saddles, with a lower goal where
+        the gap was small but not small enough.
+        """
+        settled, saddle = (torch.zeros_like(rows, dtype=torch.bool) for _ in range(2))
+        gap = Minimizer.relative_gap(state)
         nothing = (2 * state.energy).sqrt() <= energy.rounding(state.z.shape[1] + 1)  # no length at all
-        near = ((left <= self.tol) | nothing).nonzero().reshape(-1)
-        settled = torch.zeros_like(rows, dtype=torch.bool)
-        if len(near):
-            settled[near] = self._measure(rows[near], energy.select(near), state.select(near), left[near])
-        return settled
+        near = ((_LEFT_OVER * gap <= self.tol) | nothing).nonzero().reshape(-1)
+        if not len(near):
+            return settled, saddle, state
+        step, stiffness = bend(energy.select(near), state.select(near))
+        self.evaluations[rows[near]] += state.z.shape[1]
+        saddle[near] = (stiffness < -_SADDLE) & ~nothing[near]
+        # a step of a model that is too stiff by the factor s leaves (1 - 1/s)^2 of a gap that is s times as large
+        soft = 1 / stiffness.clamp(_SADDLE, 1)
+        left = (soft * (1 - 1 / soft).square()).clamp_min(_LEFT_OVER) * gap[near]
+        good = ~saddle[near] & ((left <= self.tol) | nothing[near])
+        if good.any():
+            ready = near[good]
+            settled[ready] = self._measure(rows[ready], energy.select(ready), state.select(ready), left[good])
+        at = saddle[near]
+        z = state.z.index_copy(0, near[at], (state.z[near] + step)[at])
+        goal = state.goal.index_copy(0, near, torch.minimum(state.goal[near], 0.5 * self.tol / soft))
+        return settled, saddle, replace(state, z=z, goal=goal)
 
     def close(self, rows: Tensor, energy: DiscreteEnergy, state: State, codes: Tensor) -> None:
         """Enter curves that get no finer: converged if they settle now, else with the status that says why not."""
         if not len(rows):
             return
-        settled = self.settle(rows, energy, state, state.softness())
+        settled, _, state = self.settle(rows, energy, state)
         codes = torch.where(settled, Status.CONVERGED.code, codes)
         self.codes[rows] = torch.where(~settled & (codes == Status.CONVERGED.code), Status.WALL.code, codes)
         self.nodes.append((rows[~settled], energy.nodes(state.z)[~settled]))

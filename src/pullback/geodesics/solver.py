@@ -67,6 +67,7 @@ class State:
     memory: Memory
     grams: Grams  # products of Jacobians, and the Gauss-Newton matrix made of them: the recursion's initial Hessian
     factor: Factor
+    goal: Tensor  # (B,) the relative gap to stop at
     age: Tensor  # (B,) steps since it was formed
     failures: Tensor  # (B,) line searches that failed in a row
     iterations: Tensor  # (B,)
@@ -76,21 +77,9 @@ class State:
         """The curves at an index of the batch."""
         return _each(lambda t: t[index], self)
 
-    def softness(self) -> Tensor:
-        """How much softer the energy is than its Gauss-Newton model, at most, along the remembered steps: (B,), >= 1.
-
-        That model leaves out how the surface bends towards the curve. Where it matters (long arcs), the Newton
-        decrement of the model is too small by this factor.
-        """
-        batch, m, n, d = self.memory.changes.shape
-        padded = torch.nn.functional.pad(self.memory.changes, (0, 0, 0, 1)).reshape(batch, m, (n + 1) // 2, 2 * d)
-        softest = torch.ones_like(self.energy)
-        for i in range(m):
-            known = self.memory.weights[:, i] > 0
-            modeled = solve(self.factor, padded[:, i]).reshape(batch, n + 1, d)[:, :n]
-            stiffness = self.memory.weights[:, i] * (self.memory.changes[:, i] * modeled).sum((1, 2))
-            softest = torch.where(known, torch.maximum(softest, 1 / stiffness.clamp_min(1e-3)), softest)
-        return softest
+    def put(self, rows: Tensor, other: State) -> State:
+        """The same curves, some rows of them replaced."""
+        return _each(lambda old, new: old.index_copy(0, rows, new), self, other)
 
     def restart(self, index: Tensor) -> State:
         """The curves at an index of the batch, with nothing spent yet."""
@@ -124,7 +113,8 @@ class Minimizer:
             cost += n * energy.metric.gram_cost(d)
         state = State(
             z, value, gradient, gradient, value, z.new_full((batch, 3), torch.inf),
-            Memory.empty(z, self.memory), grams, grams.gauss_newton(), counts, counts, counts, counts + cost,
+            Memory.empty(z, self.memory), grams, grams.gauss_newton(), torch.full_like(value, self.gap), counts, counts,
+            counts, counts + cost,
         )  # fmt: skip
         return _aim(state)
 
@@ -143,9 +133,7 @@ class Minimizer:
         codes = torch.full_like(state.iterations, RUNNING)
         codes[state.iterations >= self.max_steps] = Status.MAX_STEPS.code
         codes[state.failures >= 2] = Status.STALLED.code
-        codes[self.relative_gap(state) <= torch.maximum(torch.tensor(self.gap), _noise(energy, state))] = (
-            Status.CONVERGED.code
-        )
+        codes[self.relative_gap(state) <= torch.maximum(state.goal, _noise(energy, state))] = Status.CONVERGED.code
         codes[~torch.isfinite(state.energy)] = Status.NOT_FINITE.code
         return codes
 
@@ -171,6 +159,27 @@ def minimize(minimizer: Minimizer, energy: DiscreteEnergy, state: State) -> tupl
             state = minimizer.step(energy, state)
     order = torch.cat([rows for rows, _ in done]).argsort()
     return _each(lambda *parts: torch.cat(parts), *(state for _, state in done)).select(order), codes
+
+
+def bend(energy: DiscreteEnergy, state: State, share: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Steps (B, n, d) to one side of the curves, downhill, and how stiff the energy is along them: (B,).
+
+    The steps are the answer of the Gauss-Newton model to a force that is the same all along and pulls sideways; by the
+    model they take that share of the energy. Stiffness is the true second difference over the model's: 1 where the
+    surface does not bend towards the curve, less on long arcs, negative at a saddle. Cost: 1 evaluation a node.
+    """
+    along = energy.end - energy.start
+    side = torch.nn.functional.one_hot(along.abs().argmin(1), along.shape[1]).to(along)
+    side = side - (side * along).sum(1, keepdim=True) / along.square().sum(1, keepdim=True) * along
+    force = side[:, None].expand_as(state.z)
+    answer = _inverse_hessian(replace(state, gradient=force), torch.zeros_like(state.memory.weights))
+    work = (force * answer).sum((1, 2)).clamp_min(torch.finfo(along.dtype).tiny)
+    step = answer * (2 * share * state.energy / work).sqrt()[:, None, None]
+    slope = (state.gradient * step).sum((1, 2))
+    step = torch.where((slope > 0)[:, None, None], -step, step)
+    change = energy.measure(state.z + step)[1] - state.energy
+    model = (share * state.energy).clamp_min(torch.finfo(along.dtype).tiny)
+    return step, (change + slope.abs()) / model
 
 
 def _line_search(energy: DiscreteEnergy, state: State) -> State:
