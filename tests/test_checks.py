@@ -185,6 +185,7 @@ def test_errors_say_what_came_what_is_wanted_and_what_to_do():
     for error, parts in texts.items():
         assert isinstance(error, ValueError)
         assert all(part in str(error) for part in parts), error
+    assert str(_checks.no_derivative(["one", "two", "one"])).endswith("torch says: one; two")
 
 
 def test_named_warnings_can_be_caught_together():

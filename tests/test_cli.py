@@ -52,6 +52,13 @@ def python(code: str, *, environment: dict[str, str] | None = None) -> subproces
     return subprocess.Popen([sys.executable, "-c", code], text=True, env=environment, **pipes)
 
 
+def flip(path: Path) -> None:
+    """Damage a file: one byte in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -129,7 +136,13 @@ def test_the_documentation_names_every_option():
         ("geodesic mnist012 --pairs none.csv --out {tmp}/g", "none.csv"),
         ("geodesic mnist012 --pairs {tmp}/text.csv --out {tmp}/g", "text.csv, line 2"),
         ("geodesic mnist012 --pairs {tmp}/text.csv --codes {tmp}/wide.npz --out {tmp}/g", "--codes goes with --random"),
+        ("geodesic mnist012 --pairs none.csv --out {tmp}/g", "wanted a CSV file, a pair a row, start_0,start_1,end_0"),
+        ("geodesic mnist012 --pairs {tmp} --out {tmp}/g", "wanted a CSV file"),
+        ("geodesic mnist012 --random 3 --codes {tmp}/damaged.npz --out {tmp}/g", "damaged.npz cannot be read"),
+        ("geodesic mnist012 --random 3 --codes {tmp} --out {tmp}/g", "no file {tmp} with codes"),
         ("geodesic mnist012 --random 3 --out {tmp}/text.csv/g", "cannot write to"),
+        ("map mnist012 --out {tmp}/folder.png", "is a folder"),
+        ("map mnist012 --out {tmp}/taken.png", "taken.npz is a folder"),
         ("demo --out {tmp}/text.csv", "cannot write to"),
     ],
 )
@@ -139,11 +152,15 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments, message, tm
     np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
     np.savez(tmp_path / "wide.npz", codes=np.zeros((4, 3)))
     np.save(tmp_path / "plain.npy", np.zeros((4, 3)))
+    np.savez_compressed(tmp_path / "damaged.npz", codes=np.random.default_rng(0).normal(size=(99, 2)))
+    flip(tmp_path / "damaged.npz")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "taken.npz").mkdir()
     assert run(*arguments.replace("{tmp}", str(tmp_path)).split()) == 2
     out, err = capsys.readouterr()
     assert err.startswith("pullback: error: ")
     assert err.count("\n") == 1
-    assert message in err
+    assert message.replace("{tmp}", str(tmp_path)) in err
     assert "Traceback" not in out + err
 
 
@@ -157,6 +174,9 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments, message, tm
         "geodesic mnist012 --out g --random 0",
         "geodesic mnist012 --out g --random 3 --tol -1",
         "train digits --out m --classes a,b",
+        "train digits --out m --seed -1",
+        "demo --seed 4294967296",
+        "geodesic mnist012 --out g --random 3 --seed 0.5",
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_exit_code_2(arguments, capsys):
@@ -164,6 +184,31 @@ def test_a_command_line_that_cannot_be_read_is_exit_code_2(arguments, capsys):
         run(*arguments.split())
     assert end.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_seed_out_of_range_is_told_the_range(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("train", "digits", "--out", "m", "--seed", 2**32)
+    assert "'4294967296' is not a whole number from 0 to 4294967295" in capsys.readouterr().err
+    assert cli.parser().parse_args(["demo", "--seed", "4294967295"]).seed == 2**32 - 1
+
+
+@pytest.mark.parametrize("flush", ["True", "False"], ids=["while it runs", "at the end"])
+@pytest.mark.parametrize("arguments", [["demo"], ["--traceback", "demo"]])
+def test_a_reader_of_the_output_that_went_away_is_no_error(flush, arguments):
+    code = f"""
+import sys
+from pullback import cli
+from pullback.commands import demo
+demo.run = lambda options: print("a line", flush={flush})
+sys.exit(cli.main({arguments}))
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert ended.stderr == b""
+    assert ended.returncode == cli.BROKEN_PIPE
 
 
 def test_traceback_shows_where_an_error_came_from():
@@ -189,6 +234,14 @@ def test_pairs_are_rows_of_start_and_end(tmp_path):
     start, end = inputs.pairs_from(str(path), 2)
     assert start.tolist() == [[0, 1], [4, 5]]
     assert end.tolist() == [[2, 3], [6, 7]]
+
+
+def test_the_mark_that_spreadsheets_put_in_front_is_no_number(tmp_path):
+    path = tmp_path / "pairs.csv"
+    for content in ("0,1,2,3\n", "start_0,start_1,end_0,end_1\n0,1,2,3\n"):
+        path.write_text(content, encoding="utf-8-sig")
+        start, end = inputs.pairs_from(str(path), 2)
+        assert (start.tolist(), end.tolist()) == ([[0, 1]], [[2, 3]])
 
 
 def test_pairs_are_found_by_the_names_of_their_columns(tmp_path):
@@ -231,6 +284,19 @@ def test_random_pairs_are_reproducible_and_never_of_one_code_with_itself():
 
 def test_a_trained_model_can_be_loaded(trained):
     assert models.load(trained).latent_dim == 2
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_training_shows_the_download(name, tmp_path, monkeypatch, capsys):
+    shown = []
+
+    def download(*_, progress=False, **__):
+        shown.append(progress)
+        raise ValueError("offline")
+
+    monkeypatch.setattr(inputs.datasets, name.replace("-", "_"), download)
+    assert run("train", name, "--out", tmp_path) == 2
+    assert shown == [True]
 
 
 def test_training_again_finds_the_model_there(trained, capsys):
@@ -395,6 +461,101 @@ def test_a_finished_run_is_not_solved_again(trained, tmp_path, monkeypatch, caps
     assert "solved already" in capsys.readouterr().out
     assert run(*command, "--no-resume") == 0
     assert solver.pairs == 3
+
+
+def test_a_finished_run_without_its_table_writes_it_again(trained, tmp_path, monkeypatch):
+    command = ("geodesic", trained, "--random", 3, "--out", tmp_path)
+    assert run(*command) == 0
+    before = (tmp_path / "geodesics.csv").read_bytes()
+    (tmp_path / "geodesics.csv").unlink()
+    solver = Solver(monkeypatch)
+    assert run(*command) == 0
+    assert solver.pairs == 0
+    assert (tmp_path / "geodesics.csv").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("always::pullback._checks.PullbackWarning")
+def test_a_finished_run_that_was_damaged_is_solved_again(trained, tmp_path, monkeypatch, capsys):
+    command = ("geodesic", trained, "--random", 3, "--out", tmp_path)
+    assert run(*command) == 0
+    before = (tmp_path / "geodesics.npz").read_bytes()
+    flip(tmp_path / "geodesics.npz")
+    capsys.readouterr()
+    solver = Solver(monkeypatch)
+    assert run(*command) == 0
+    assert solver.pairs == 3
+    out, err = capsys.readouterr()
+    assert "solved already" not in out
+    assert "geodesics.npz is damaged: it is made again" in err
+    with np.load(tmp_path / "geodesics.npz") as file:
+        assert len(file["length"]) == 3
+    assert (tmp_path / "geodesics.npz").stat().st_size == len(before)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.filterwarnings("always::pullback._checks.PullbackWarning")
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_block_and_all_behind_it_are_solved_again(damage, trained, pairs, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    command = ("geodesic", trained, "--pairs", pairs, "--block", 30, "--out", folder)
+    with monkeypatch.context() as patched:
+        Solver(patched, blocks=3)
+        assert run(*command) == 130
+    damage(folder / "block-000001.npz")
+    solver = Solver(monkeypatch)
+    assert run(*command) == 0
+    assert solver.pairs == 120
+    assert "block-000001.npz is missing or damaged" in capsys.readouterr().err
+    rows = rows_of(folder / "geodesics.csv")
+    assert [int(row["pair"]) for row in rows] == list(range(150))
+    np.testing.assert_allclose([float(row["start_0"]) for row in rows], np.loadtxt(pairs, delimiter=",")[:, 0])
+
+
+def test_a_run_interrupted_behind_its_last_block_is_only_joined(trained, tmp_path, monkeypatch):
+    command = ("geodesic", trained, "--random", 3, "--out", tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(geodesic, "_joined", interrupted)
+        assert run(*command) == 130
+    solver = Solver(monkeypatch)
+    assert run(*command) == 0
+    assert solver.pairs == 0
+    assert len(rows_of(tmp_path / "geodesics.csv")) == 3
+
+
+@pytest.mark.parametrize("resume", [[], ["--no-resume"]])
+def test_files_of_others_are_never_touched(resume, trained, tmp_path):
+    names = ("block-notes.npz", "block-12.npz", "block-000000.npz.bak", "block-0000001.npz", "other.npz")
+    for name in names:
+        (tmp_path / name).write_bytes(b"precious")
+    for _ in range(2):
+        assert run("geodesic", trained, "--random", 3, "--block", 2, "--out", tmp_path, *resume) == 0
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"precious"] * len(names)
+
+
+@pytest.mark.parametrize("resume", [[], ["--no-resume"]])
+@pytest.mark.parametrize("name", ["geodesics.npz", "geodesics.csv", "block-000000.npz"])
+def test_results_without_a_record_are_refused_and_kept(name, resume, trained, tmp_path, capsys):
+    (tmp_path / name).write_bytes(b"precious")
+    assert run("geodesic", trained, "--random", 2, "--out", tmp_path, *resume) == 2
+    err = capsys.readouterr().err
+    assert f"holds {name}, but no run.json" in err
+    assert "choose another --out, or remove the file" in err
+    assert err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"precious"}
+
+
+@pytest.mark.parametrize("resume", [[], ["--no-resume"]])
+def test_a_foreign_record_is_refused_and_kept(resume, trained, tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"format": "theirs"}')
+    assert run("geodesic", trained, "--random", 2, "--out", tmp_path, *resume) == 2
+    assert (tmp_path / "run.json").read_text() == '{"format": "theirs"}'
 
 
 @pytest.mark.parametrize(("other", "what"), [(["--seed", 1], "pairs"), (["--tol", 1e-3], "tol")])

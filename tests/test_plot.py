@@ -55,6 +55,28 @@ def test_the_map_covers_the_codes_and_15_percent_more_on_every_side():
     np.testing.assert_allclose(ax.get_ylim(), (9.85, 11.15))
 
 
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ({"codes": np.array([[0.0, 0.0], [1.0, 1.0]])}, torch.float64),
+        ({"codes": np.array([[0, 0], [1, 1]], dtype=np.float32)}, torch.float32),
+        ({"codes": torch.tensor([[0, 0], [1, 1]])}, torch.float32),
+        ({"bounds": np.array([[0.0, 1.0], [0.0, 1.0]])}, torch.float64),
+        ({"bounds": ((np.float64(0), np.float64(1)), (0, 1))}, torch.float64),
+        ({"bounds": ((0.0, 1.0), (0.0, 1.0))}, torch.float32),
+    ],
+)
+def test_a_function_without_parameters_is_evaluated_in_the_dtype_of_codes_or_bounds(settings, dtype):
+    seen = set()
+
+    def noted(z):
+        seen.add(z.dtype)
+        return exponential(z)
+
+    plot.magnification(Pullback(noted), resolution=4, **settings)
+    assert seen == {dtype}
+
+
 def test_a_single_code_has_a_map_around_it():
     ax = plot.magnification(Pullback(exponential), codes=torch.ones(1, 2), resolution=4)
     assert ax.get_xlim()[0] < 1 < ax.get_xlim()[1]

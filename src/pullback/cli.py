@@ -5,13 +5,15 @@ of :mod:`pullback.commands` that has its name.
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import TextIO
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _RESUMED = ("train", "geodesic")
 
 _MODEL = "folder that `pullback train` wrote, or the name of a shipped model: mnist012"
@@ -25,13 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind ``pullback`` on the command line. Default: that of this process.
 
     Returns:
-        The exit code: 0, 2 after an error that the user can mend (one line on stderr), 130 after Ctrl-C.
+        The exit code: 0, 2 after an error that the user can mend (one line on stderr), 130 after Ctrl-C, 141 when
+        nobody reads the output any more, as with ``| head -1``.
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            _give_up_if_broken(stream)
+        return BROKEN_PIPE
+
+
+def _give_up_if_broken(stream: TextIO) -> None:
+    """Let what nobody reads go nowhere, so that the interpreter does not complain at its end."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
             import_module(f"pullback.commands.{options.command}").run(options)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if options.traceback:
             raise
@@ -85,7 +112,7 @@ def _add_demo(commands: "argparse._SubParsersAction") -> None:
     )
     command.add_argument("--out", default="pullback-demo", metavar="FOLDER", help="where to write (%(default)s)")
     command.add_argument("--pairs", type=_count, default=10, metavar="N", help="number of pairs (%(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the choice of pairs (%(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the choice of pairs (%(default)s)")
 
 
 def _add_train(commands: "argparse._SubParsersAction") -> None:
@@ -99,7 +126,7 @@ def _add_train(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("data", metavar="DATA", help=_DATA)
     command.add_argument("--out", required=True, metavar="FOLDER", help="where to write the model")
     command.add_argument("--classes", type=_integers, metavar="K,K,...", help="labels to train on; all without it")
-    command.add_argument("--seed", type=int, default=0, help="of weights and batches (%(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="of weights and batches (%(default)s)")
     command.add_argument("--latent-dim", type=_count, default=2, metavar="D", help="length of a code (%(default)s)")
     command.add_argument(
         "--output-std",
@@ -154,7 +181,7 @@ def _add_geodesic(commands: "argparse._SubParsersAction") -> None:
     )
     pairs.add_argument("--random", type=_count, metavar="N", help="this many random pairs of different codes")
     command.add_argument("--codes", metavar="FILE.npz", help="codes for --random; without it those kept with the model")
-    command.add_argument("--seed", type=int, default=0, help="of the random pairs (%(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="of the random pairs (%(default)s)")
     command.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
     command.add_argument("--tol", type=_positive, default=1e-4, help="relative error of a length (%(default)s)")
     command.add_argument(
@@ -200,6 +227,12 @@ def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pullback import _checks
-from pullback.metrics import Metric
+from pullback.metrics import Metric, root
 from pullback.types import Nodes, Points, Scalars
 
 
@@ -143,8 +143,8 @@ def chord_energy(single: Tensor, double: Tensor) -> Scalars:
 def chord_length(single: Tensor, double: Tensor) -> Scalars:
     """The length (...) from squared chords (..., T) and, if T is even, squared double chords (..., T/2)."""
     if single.shape[-1] % 2:
-        return single.sqrt().sum(-1)
-    return (4 * single.sqrt().sum(-1) - double.sqrt().sum(-1)) / 3
+        return root(single).sum(-1)
+    return (4 * root(single).sum(-1) - root(double).sum(-1)) / 3
 
 
 def length(metric: Metric, curve: Curve, *, n_segments: int | None = None) -> Scalars:

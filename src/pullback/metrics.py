@@ -35,7 +35,7 @@ class Metric(nn.Module, ABC):
     @final
     def norm(self, z: Points, v: Tangents) -> Scalars:
         r"""The length :math:`\sqrt{\langle v, v\rangle_z}` of tangents v (..., d) at z (..., d): (...)."""
-        return self.inner(z, v, v).clamp_min(0).sqrt()
+        return root(self.inner(z, v, v))
 
     @final
     def log_volume(self, z: Points) -> Scalars:
@@ -186,6 +186,12 @@ class Pullback(Metric):
 
     def gram_cost(self, d: int) -> int:
         return min(d + 3, 2 * self.feature_map.n_features + 1) if self.feature_map.n_features else d + 3
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root of a squared length; its derivative at zero is zero, as that of a norm."""
+    zero = square <= 0  # NaN stays NaN
+    return torch.where(zero, 1, square).sqrt().masked_fill(zero, 0)
 
 
 def _nan_outside(x: Parts) -> Tensor:

@@ -83,8 +83,10 @@ def magnification(
 
     points = None if codes is None else _plane_points(codes)
     classes = None if labels is None else _classes(labels, points)
+    given = bounds
     bounds = _checked_bounds(_bounds_around(points) if bounds is None else bounds)
-    grid = torch.from_numpy(_cell_centers(bounds, resolution)).to(_parameter_like(metric, codes))  # (rows, columns, 2)
+    like = _parameter_like(metric, codes, given)
+    grid = torch.from_numpy(_cell_centers(bounds, resolution)).to(like)  # (rows, columns, 2)
     values = metric.log_volume(grid).detach().cpu().double().numpy()
     low, high, extend = _color_range(values, None if points is None else _among(grid.cpu().numpy(), points))
     ax = _axes_or_new(ax)
@@ -269,12 +271,21 @@ def _cell_centers(bounds: Bounds, resolution: int) -> NDArray[Any]:
     return np.stack(np.meshgrid(x, y), axis=-1)
 
 
-def _parameter_like(metric: Metric, codes: Any) -> Tensor:
-    """A tensor with the dtype and on the device that the metric works in; without parameters those of the codes."""
+def _parameter_like(metric: Metric, codes: Any, bounds: Any) -> Tensor:
+    """A tensor with the dtype and on the device that the metric works in; without parameters those of codes or bounds.
+
+    Codes and bounds of Python numbers have no dtype: they are PyTorch's default.
+    """
     for tensor in chain(metric.parameters(), metric.buffers()):
         if tensor.is_floating_point():
             return tensor
-    return codes if isinstance(codes, Tensor) else torch.empty(0)
+    if isinstance(codes, Tensor) and codes.is_floating_point():
+        return codes
+    sides = [] if bounds is None else [bounds, *bounds, *chain.from_iterable(bounds)]
+    for values in (codes, *sides):
+        if isinstance(values, np.ndarray | np.generic) and values.dtype in (np.float32, np.float64):
+            return torch.from_numpy(np.empty(0, values.dtype))
+    return torch.empty(0)
 
 
 def _among(grid: NDArray[Any], points: NDArray[Any]) -> NDArray[Any]:

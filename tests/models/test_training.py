@@ -182,6 +182,42 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, dataset, settings):
         train(dataset, tmp_path, settings=settings)
 
 
+@pytest.mark.parametrize(
+    ("stage", "lost"),
+    [(VAE, lost) for lost in ("run", "history", "generator", "vae.", "optimizer.")]
+    + [(RBFPrecision, lost) for lost in ("rbf.weight", "rbf.centers", "optimizer.0.exp_avg")],
+)
+def test_a_checkpoint_that_lacks_something_is_one_clear_error(tmp_path, dataset, settings, monkeypatch, stage, lost):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stage, 6)
+        with pytest.raises(KeyboardInterrupt):
+            train(dataset, tmp_path, settings=settings)
+    path, form = tmp_path / training.CHECKPOINT, {"format": "pullback.training", "version": 1}
+    tensors, record = io.load_tensors(path, **form)
+    kept = [{name: part[name] for name in part if not name.startswith(lost)} for part in (tensors, record)]
+    assert kept != [tensors, record]
+    io.save_tensors(path, *kept, **form)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint .* .*--no-resume"):
+        train(dataset, tmp_path, settings=settings)
+    train(dataset, tmp_path, settings=settings, resume=False)
+
+
+def test_the_precision_is_asked_for_in_the_second_stage_only(dataset, settings):
+    state = training._Run(dataset.samples, dataclasses.replace(settings, output="linear"), seed=0)
+    with pytest.raises(RuntimeError, match="second stage of the training has not begun"):
+        state.model(dataset)
+
+
+def test_of_the_settings_of_another_run_only_those_that_differ_are_named(tmp_path, dataset, settings):
+    train(dataset, tmp_path, settings=settings)
+    with pytest.raises(ValueError, match="other") as refused:
+        train(dataset, tmp_path, settings=dataclasses.replace(settings, epochs=7))
+    assert str(refused.value) == (
+        f"`folder` {tmp_path} holds a run with other settings: epochs 6 there, 7 now: "
+        "choose another folder, or overwrite it with resume=False (--no-resume)"
+    )
+
+
 def test_the_global_random_state_is_not_touched(tmp_path, dataset, settings):
     import random
 

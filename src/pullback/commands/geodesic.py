@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pullback import io
 from pullback._checks import GeodesicWarning
 from pullback.commands.blocks import Blocks, digest
 from pullback.commands.inputs import codes_from, model_named, pairs_from, random_pairs
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
 
 _COLUMNS = ("straight_length", "length", "length_error", "status")  # behind the pair and its end points
+_NAMES = ("start", "end", *_COLUMNS, "converged", "nodes")  # the arrays of a block
 _N_STRAIGHT = 512  # segments that a straight line is measured with
 
 
@@ -42,12 +44,20 @@ def run(options: Namespace) -> None:
         "tol": options.tol,
     }
     table, result = folder / "geodesics.csv", folder / "geodesics.npz"
-    blocks = Blocks(result, request, resume=options.resume)
-    if blocks.finished:
+    blocks = Blocks(result, request, _NAMES, resume=options.resume)
+    header = ["pair", *(f"{side}_{i}" for side in ("start", "end") for i in range(model.latent_dim)), *_COLUMNS]
+    if arrays := blocks.whole(len(start)):
+        if not table.is_file():
+            io.write_atomically(table, csv_text([header, *_rows(arrays, 0)]).encode())
         print(f"{len(start)} pairs are solved already: {table} and {result}")
         return
-    _solve_all(Pullback(model.decoder), start, end, options, blocks, table)
+    _solve_all(Pullback(model.decoder), start, end, options, blocks, table, header)
     arrays = _joined(blocks.load()) | ({} if indices is None else {"indices": indices.numpy()})
+    if len(arrays["length"]) != len(start):
+        raise ValueError(
+            f"the blocks in {folder} hold {len(arrays['length'])} pairs, wanted {len(start)}: "
+            "something else changed them; give the same command again, or --no-resume to begin anew"
+        )
     blocks.finish(arrays)
     print(f"{len(start)} pairs, {int(arrays['converged'].sum())} converged: {table} and {result}")
 
@@ -63,9 +73,10 @@ def _pairs(options: Namespace, model: RBFVAE) -> tuple[Tensor, Tensor, Tensor | 
     return codes[indices[:, 0]], codes[indices[:, 1]], indices
 
 
-def _solve_all(metric: Metric, start: Tensor, end: Tensor, options: Namespace, blocks: Blocks, table: Path) -> None:
+def _solve_all(
+    metric: Metric, start: Tensor, end: Tensor, options: Namespace, blocks: Blocks, table: Path, header: list[str]
+) -> None:
     """Solve block after block; the table is written anew from the blocks that are there, then grows with each."""
-    header = ["pair", *(f"{side}_{i}" for side in ("start", "end") for i in range(start.shape[-1])), *_COLUMNS]
     n_done = 0
     with open(table, "w", newline="", encoding="utf8") as file:
         file.write(csv_text([header]))
@@ -74,7 +85,8 @@ def _solve_all(metric: Metric, start: Tensor, end: Tensor, options: Namespace, b
             n_done += len(block["length"])
         file.flush()
         with tqdm(total=len(start), initial=n_done, unit="pair", desc="geodesics") as bar:
-            for a, b in zip(start[n_done:].split(options.block), end[n_done:].split(options.block), strict=True):
+            while n_done < len(start):
+                a, b = (points[n_done : n_done + options.block] for points in (start, end))
                 block = as_arrays(metric, solution(metric, a, b, tol=options.tol))
                 blocks.add(block)
                 file.write(csv_text(_rows(block, n_done)))

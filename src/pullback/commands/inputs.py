@@ -1,9 +1,10 @@
 """What a command line names: models, data sets, codes and pairs. Errors name the file, and the line if there is one."""
 
 import csv
+import io
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -32,9 +33,9 @@ def model_named(name: str) -> RBFVAE:
 def dataset_named(name: str, classes: Sequence[int] | None = None, split: str = "train") -> Dataset:
     """A data set by its name, or the samples in a file; only some classes of it when they are given."""
     if name == "mnist":
-        return datasets.mnist(split, classes=classes)
+        return datasets.mnist(split, classes=classes, progress=True)
     if name == "fashion-mnist":
-        return datasets.fashion_mnist(split, classes=classes)
+        return datasets.fashion_mnist(split, classes=classes, progress=True)
     if name != "digits" and Path(name).suffix not in (".npy", ".npz"):
         raise ValueError(f"DATA is {name}: give {', '.join(_DATA_SETS)}, or a .npy or .npz file")
     data = datasets.digits() if name == "digits" else datasets.from_file(name)
@@ -52,7 +53,12 @@ def codes_from(path: str | None, model: RBFVAE) -> tuple[Tensor, Tensor | None]:
     """Codes (n, d) and labels (n,) from a file of ``pullback encode``; without a file those kept with the model."""
     if path is None:
         return model.codes, model.labels
-    arrays = _arrays(path)
+    if not Path(path).exists() or Path(path).is_dir():
+        raise FileNotFoundError(f"there is no file {path} with codes; write it with `pullback encode`")
+    try:
+        arrays = read_arrays(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read, it is damaged or no .npz: write it with `pullback encode`") from error
     if "codes" not in arrays:
         raise ValueError(f"{path} has no array named 'codes': write it with `pullback encode`")
     codes, labels = arrays["codes"], arrays.get("labels")
@@ -68,16 +74,18 @@ def codes_from(path: str | None, model: RBFVAE) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(codes).double(), None if labels is None else torch.from_numpy(labels)
 
 
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz, whatever is wrong with the file."""
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz; ValueError whatever is wrong with its content, OSError when it cannot be opened."""
+    content = Path(path).read_bytes()
     try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return {} if isinstance(content, np.ndarray) else dict(content)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}; write it with `pullback encode`") from None
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read, it is damaged or no .npz: write it with `pullback encode`") from error
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            damaged = file.testzip()  # compares the checksums
+        if damaged is None:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                return dict(file)
+    except Exception as error:  # flipped bits raise nearly anything in zipfile, zlib and NumPy
+        raise ValueError(f"{path} is damaged or no .npz ({error})") from error
+    raise ValueError(f"{path} is damaged: the checksum of {damaged} is wrong")
 
 
 def random_pairs(n_codes: int, n_pairs: int, seed: int) -> Tensor:
@@ -97,9 +105,13 @@ def pairs_from(path: str, latent_dim: int) -> tuple[Tensor, Tensor]:
     ``pullback geodesic`` writes can be read. Without names a row is d numbers of the start and d of the end.
     """
     names = [f"{side}_{i}" for side in ("start", "end") for i in range(latent_dim)]
+    if not Path(path).exists() or Path(path).is_dir():
+        raise FileNotFoundError(
+            f"--pairs is {path}, which is no file: wanted a CSV file, a pair a row, {','.join(names)}"
+        )
     columns: list[int] | None = None
     rows = []
-    with open(path, newline="", encoding="utf8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
         reader = csv.reader(file)
         try:
             for cells in reader:

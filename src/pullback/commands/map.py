@@ -19,6 +19,7 @@ def run(options: Namespace) -> None:
         raise ValueError(f"MODEL has {model.latent_dim} latent dimensions; a map shows a model with two")
     codes, labels = codes_from(options.codes, model)
     path = check_writable(options.out, ".png")
+    check_writable(path.with_suffix(".npz"), ".npz")
     bounds = options.bounds and (tuple(options.bounds[:2]), tuple(options.bounds[2:]))
     figure = Figure(figsize=(7, 6), layout="constrained")
     ax = figure.subplots()

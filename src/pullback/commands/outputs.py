@@ -31,6 +31,8 @@ def check_writable(path: str | Path, suffix: str = "") -> Path:
     path = Path(path)
     if path.suffix != suffix and suffix:
         raise ValueError(f"--out is {path}: name a file that ends in {suffix}")
+    if suffix and path.is_dir():
+        raise ValueError(f"{path} is a folder: choose another --out, a file that ends in {suffix}")
     folder = path.parent if suffix else path
     try:
         folder.mkdir(parents=True, exist_ok=True)

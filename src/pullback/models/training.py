@@ -27,6 +27,7 @@ _log = logging.getLogger("pullback")
 CHECKPOINT = "checkpoint.safetensors"
 _FORMAT, _VERSION = "pullback.training", 1
 _SECONDS = 5.0  # between checkpoints; an interruption by Ctrl-C loses no finished epoch, a killed process these seconds
+_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps for a parameter
 _COLLAPSED = 0.1  # standard deviation of codes below which a latent dimension is called collapsed
 _CHUNK = 8192  # samples encoded at once
 _MAX_CODES = 10_000  # codes kept with the model
@@ -88,8 +89,14 @@ def train(
         _remove(folder / FILE, checkpoint)
     if resume and checkpoint.is_file():
         tensors, record = io.load_tensors(checkpoint, format=_FORMAT, version=_VERSION)
-        _check_same_run(folder, record["run"], run)
-        state.restore(tensors, record)
+        try:
+            _check_same_run(folder, record["run"], run)
+            state.restore(tensors, record)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{checkpoint} is no checkpoint that can be gone on with ({type(error).__name__}: {error}): "
+                "choose another folder, or begin anew with resume=False (--no-resume)"
+            ) from error
     _go_on(state, checkpoint, run, progress)
     model = state.model(dataset)
     model.save(folder, {**run, "history": state.history, "torch": torch.__version__})
@@ -125,6 +132,13 @@ class _Run:
     @property
     def epochs_left(self) -> int:
         return self.settings.epochs + self.settings.rbf_epochs - self.epochs_done
+
+    @property
+    def precision(self) -> RBFPrecision:
+        """What the second stage trains."""
+        if self.rbf is None:
+            raise RuntimeError("the second stage of the training has not begun: there is no precision yet")
+        return self.rbf
 
     def epoch(self) -> float:
         """One pass over the data; returns the mean loss of a sample."""
@@ -162,8 +176,7 @@ class _Run:
         with torch.no_grad():  # encoder and mean are frozen
             z = self.vae.sample(x, generator=self.generator)
             residual = (x - self.vae.decoder(z)).double()
-        assert self.rbf is not None
-        return self.rbf.loss(z, residual)
+        return self.precision.loss(z, residual)
 
     def _place_centers(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -192,9 +205,9 @@ class _Run:
         return tensors, {"run": run, "history": {stage: list(losses) for stage, losses in self.history.items()}}
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Back to a snapshot."""
-        self.history = record["history"]
-        if "rbf.weight" in tensors:
+        """Back to a snapshot; KeyError names what it lacks."""
+        self.history = {stage: list(record["history"][stage]) for stage in self.history}
+        if self.history["rbf"]:
             self._start_rbf(tensors["rbf.centers"], tensors["rbf.bandwidths"])
         for part, module in self._modules().items():
             module.load_state_dict({name: tensors[f"{part}.{name}"] for name in module.state_dict()})
@@ -204,23 +217,24 @@ class _Run:
                 _, index, name = key.split(".")
                 slots.setdefault(int(index), {})[name] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
+        if self.epochs_done:  # Adam would begin anew where it finds nothing
+            slots = {i: {name: slots[i][name] for name in _SLOTS} for i in groups[0]["params"]}
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
 
     def model(self, dataset: Dataset) -> RBFVAE:
         """The finished model in the units of the data, with the codes of an even selection of them."""
-        assert self.rbf is not None
         self.vae.double()
         if self.settings.output == "linear":
             self.vae.in_units_of(self.shift.double(), self.scale.double())
-            self.rbf.in_units_of(self.scale.double())
+            self.precision.in_units_of(self.scale.double())
         n_codes = min(len(dataset), _MAX_CODES)
         chosen = dataset[torch.arange(n_codes) * len(dataset) // n_codes]
         with torch.no_grad():
             codes = torch.cat([self.vae.encode(x.double())[0] for x in chosen.samples.split(_CHUNK)])
         return RBFVAE(
             self.vae,
-            self.rbf,
+            self.precision,
             settings=self.settings,
             sample_shape=dataset.sample_shape,
             codes=codes,
@@ -310,10 +324,16 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
 def _check_same_run(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     different = []
     for key in ("settings", "seed", "dataset"):
-        if found.get(key) != wanted[key]:
-            different.append(f"{key} {found.get(key)} there, {wanted[key]} now")
+        there, now = found.get(key), wanted[key]
+        if there == now:
+            continue
+        if isinstance(there, dict) and isinstance(now, dict):  # of many settings only those that differ
+            names = [name for name in {**now, **there} if there.get(name) != now.get(name)]
+            different += [f"{key}: {name} {there.get(name)} there, {now.get(name)} now" for name in names]
+        else:
+            different.append(f"{key} {there} there, {now} now")
     if different:
         raise ValueError(
             f"`folder` {folder} holds a run with other {'; '.join(different)}: choose another folder, or "
-            "resume=False to overwrite it"
+            "overwrite it with resume=False (--no-resume)"
         )
