@@ -166,8 +166,6 @@ def _bend(f: Map, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         _differentiate(pulled, [w], v, retain_graph=True)  # J v: fails where an operator hides w
         options: Any = {"allow_unused": True, "materialize_grads": True}  # f may be linear
         (turned,) = torch.autograd.grad(pulled, z, u, create_graph=True, **options)
-        if not turned.requires_grad:
-            return torch.zeros_like(x)
         return torch.autograd.grad(turned, w, v, create_graph=graph, **options)[0]
 
 

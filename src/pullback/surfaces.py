@@ -34,7 +34,7 @@ class Plane(nn.Module):
         return (weight.mT @ weight).expand(*z.shape[:-1], -1, -1)
 
     def distance(self, a: Points, b: Points) -> Scalars:
-        """|W (b - a)|: (...)."""
+        """The length of ``W (b - a)``: (...)."""
         return (self(b) - self(a)).norm(dim=-1)
 
 

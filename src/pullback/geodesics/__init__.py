@@ -42,7 +42,7 @@ def geodesic(
         start: Points (..., d).
         end: Points (..., d); both broadcast, so that one start may have many ends.
         tol: How well each length has to be known, relatively: the estimated error is at most that, and the reported
-            ``length_error`` three times the estimate.
+            ``length_error`` four times the estimate.
         solver: How; default :class:`Relax`.
         init: Curves to start from, (..., T + 1, d) with the same ends. Default: straight lines.
         progress: Whether to show a bar.

@@ -116,6 +116,10 @@ class Grams(NamedTuple):
         """Those of the curves at an index of the batch."""
         return Grams(*(products[index] for products in self))
 
+    def put(self, rows: Tensor, other: Grams) -> Grams:
+        """The same curves, some rows of them replaced."""
+        return Grams(*(old.index_copy(0, rows, new) for old, new in zip(self, other, strict=True)))
+
     def prolong(self) -> Grams:
         """The products at twice as many segments if J were linear between nodes: for nothing.
 

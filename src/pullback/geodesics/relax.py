@@ -18,7 +18,7 @@ from pullback.metrics import Metric
 
 _LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
 _SADDLE = 0.05  # stiffness, as a share of the Gauss-Newton model's, that counts as none; negative, as a saddle
-_SAFETY = 3.0  # times the estimated error is the error that is reported
+_SAFETY = 4.0  # times the estimated error is the error that is reported
 _FEWEST_SAMPLES = 64  # of a curve whose length is measured: a wall between two of them goes unseen
 
 
@@ -68,7 +68,10 @@ class Relax(GeodesicSolver):
             while len(rows):
                 coarsest, finest = n == self.first_segments, 2 * n > self.max_segments
                 minimizer = Minimizer(10 * tol if coarsest else tol, self.max_steps, self.memory)
-                z = record.even(rows, energy, curves, Curve(nodes[rows]), n)
+                z, detours = record.even(rows, energy, curves, Curve(nodes[rows]), n)
+                if grams is not None and len(detours):
+                    grams = grams.put(detours, energy.select(detours).grams(z[detours]))
+                    record.evaluations[rows[detours]] += z.shape[1] * metric.gram_cost(z.shape[2])
                 state = minimizer.init(energy, z, grams)
                 if coarsest:
                     _warn_of_rank(state.grams.same)
@@ -121,8 +124,11 @@ class _Record:
         self.longest = start.new_full((len(start),), torch.nan)  # a geodesic is no longer than the curve it began as
         self.nodes: list[tuple[Tensor, Tensor]] = []  # rows and the nodes of their curves
 
-    def even(self, rows: Tensor, energy: DiscreteEnergy, curves: Curve, origin: Curve, n: int) -> Tensor:
-        """Interior nodes of curves at n segments; of those they began as where chords have jumped to a longer way."""
+    def even(self, rows: Tensor, energy: DiscreteEnergy, curves: Curve, origin: Curve, n: int) -> tuple[Tensor, Tensor]:
+        """Interior nodes of curves at n segments; of those they began as where chords have jumped to a longer way.
+
+        Returns the nodes (B, n - 1, d), and which ones began again.
+        """
         samples = max(n, _FEWEST_SAMPLES // 2)
         even, length = energy.even(curves, n, samples)
         self.evaluations[rows] += samples - 1
@@ -135,7 +141,7 @@ class _Record:
             z = z.index_copy(0, detour, again.nodes[:, 1:-1])
             self.longest[rows[detour]] = length
             self.evaluations[rows[detour]] += samples - 1
-        return z
+        return z, detour
 
     def spend(self, rows: Tensor, state: State) -> None:
         """Count what a run cost."""

@@ -216,7 +216,7 @@ def _line_search(energy: DiscreteEnergy, state: State) -> State:
 def _refresh(energy: DiscreteEnergy, state: State, rows: Tensor) -> State:
     """Form the Gauss-Newton matrix of some curves again and forget their steps."""
     fresh = energy.select(rows).grams(state.z[rows])
-    grams = Grams(*(old.index_copy(0, rows, new) for old, new in zip(state.grams, fresh, strict=True)))
+    grams = state.grams.put(rows, fresh)
     fresh = fresh.gauss_newton()
     factor = Factor(*(old.index_copy(0, rows, new) for old, new in zip(state.factor, fresh, strict=True)))
     cost = state.z.shape[1] * energy.metric.gram_cost(state.z.shape[2])
