@@ -78,7 +78,8 @@ def test_pairs_and_tangents_are_broadcast(a, b, shape):
 
 
 def test_pairs_that_do_not_fit_are_refused_with_both_shapes():
-    with pytest.raises(ValueError, match=r"`start` has shape \(5, 3\) but `end` has shape \(4, 3\): give the same .* point \(3,\)"):
+    message = r"`start` has shape \(5, 3\) but `end` has shape \(4, 3\): give the same .* point \(3,\)"
+    with pytest.raises(ValueError, match=message):
         _checks.pairs(torch.zeros(5, 3), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="`end` has dtype"):
         _checks.pairs(torch.zeros(5, 3), torch.zeros(5, 3, dtype=torch.int8))
