@@ -172,6 +172,7 @@ def test_a_gaussian_stacks_mean_and_deviation():
     assert gaussian.std is std
     assert torch.equal(gaussian(z), torch.cat((net(z), std(z)), 1))
     assert torch.equal(FeatureMap(gaussian)(z), gaussian(z))
+    assert [x.shape for x in FeatureMap(gaussian).parts(z)] == [(4, 6), (4, 6)]  # joining them costs
     images = Gaussian(lambda z: net(z).reshape(-1, 2, 3), lambda z: std(z).reshape(-1, 3, 2))
     assert torch.equal(images(z), gaussian(z))
 
@@ -385,6 +386,8 @@ def test_the_first_points_decide_what_a_point_costs():
     z = randn(3, 2)
     assert 10 * 8 <= small.footprint(z) < large.footprint(z)
     assert 2 * 1000 * 8 <= large.footprint(z) < 4 * 1000 * 8
+    deep = probe(nn.Sequential(nn.Linear(2, 1000), nn.Tanh(), nn.Linear(1000, 10)).double())
+    assert deep.footprint(z) > small.footprint(z) + 1000 * 8  # what is kept for the derivative counts
     assert large.n_features == 1000
     assert large.dim == 2
     with pytest.raises(ValueError, match="latent dimension 3 but the decoder takes 2"):

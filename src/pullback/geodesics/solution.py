@@ -22,6 +22,13 @@ class Status(Enum):
         "length disagree; try Relax(max_segments=...), another init or a larger tol"
     )
     NOT_FINITE = "not finite: the decoder returns NaN or infinity on the curve"
+    NON_SMOOTH = (
+        "converged as far as creases allow: the decoder is not smooth (ReLU, max-pool), so that the length is known to "
+        "its error only, not to tol"
+    )
+    LEFT_DOMAIN = "left the domain: the curve ends where the decoder gives no finite values any more"
+    RAISED = "raised: the decoder raised an error on this curve, and on no other"
+    INTERRUPTED = "interrupted: the curve was not finished"
 
     @property
     def code(self) -> int:
@@ -45,7 +52,9 @@ class Solution:
         energy: 1/2 int abs(c')^2 dt of each curve; NaN where it did not converge.
         codes: Position of each curve's :class:`Status` in that enumeration.
         iterations: Steps of the solver.
-        evaluations: Decoder evaluations: 1 a point, 1 more a tangent, 2 more a gradient.
+        evaluations: Decoder evaluations: 1 a point, 1 more a tangent, 2 more a gradient. From several starts: of all.
+        candidates: Lengths (..., K) of what was found from each of K starts, NaN where nothing was; the shortest is the
+            curve here. None if there was one start.
     """
 
     curve: Curve
@@ -55,6 +64,7 @@ class Solution:
     codes: Tensor
     iterations: Tensor
     evaluations: Tensor
+    candidates: Tensor | None = None
 
     @property
     def status(self) -> Status | np.ndarray:
@@ -63,8 +73,8 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """Which curves converged: bool (...)."""
-        return self.codes == Status.CONVERGED.code
+        """Which curves converged, smoothly or as far as creases allow: bool (...)."""
+        return (self.codes == Status.CONVERGED.code) | (self.codes == Status.NON_SMOOTH.code)
 
     @property
     def message(self) -> str:
@@ -88,7 +98,8 @@ class Solution:
     def __getitem__(self, index: object) -> Solution:
         """The curves at an index of the batch."""
         tensors = (self.length, self.length_error, self.energy, self.codes, self.iterations, self.evaluations)
-        return Solution(self.curve[index], *(t[index] for t in tensors))  # pyright: ignore[reportArgumentType]
+        candidates = None if self.candidates is None else self.candidates[index]  # pyright: ignore[reportArgumentType]
+        return Solution(self.curve[index], *(t[index] for t in tensors), candidates)  # pyright: ignore[reportArgumentType]
 
     def __repr__(self) -> str:
         return f"Solution({self.curve!r}: {self.message})"
