@@ -171,3 +171,39 @@ class MetricContract(ABC):
             pickle.loads(pickle.dumps(self.metric())),
         ):
             assert torch.equal(copied.matrix(z), expected)
+
+    def test_the_christoffel_vector_is_symmetric_and_bilinear(self):
+        metric, z = self.metric(), self.points(4)
+        u, v, w = (self.vectors(4, seed=seed) for seed in (1, 2, 3))
+        gamma = metric.christoffel(z, u, v)
+        size = 1e-9 * (1 + gamma.abs().max().item())
+        assert torch.allclose(gamma, metric.christoffel(z, v, u), rtol=1e-8, atol=size)
+        sums = metric.christoffel(z, 2 * u - 3 * w, v), 2 * gamma - 3 * metric.christoffel(z, w, v)
+        assert torch.allclose(*sums, rtol=1e-8, atol=10 * size)
+
+    def test_the_christoffel_vector_is_that_of_differences_of_the_matrix(self):
+        metric, z, u, v = self.metric(), self.points(4), self.vectors(4), self.vectors(4, seed=2)
+        h = 1e-4
+        steps = h * torch.eye(self.d, dtype=F64)
+        slopes = (metric.matrix(z[:, None] + steps) - metric.matrix(z[:, None] - steps)) / (2 * h)  # (n, k, i, j)
+        lowered = torch.einsum("nkij,nk,nj->ni", slopes, v, u) + torch.einsum("nkij,nk,nj->ni", slopes, u, v)
+        lowered = 0.5 * (lowered - torch.einsum("nkij,ni,nj->nk", slopes, u, v))
+        expected = torch.linalg.solve(metric.matrix(z), lowered)
+        size = 1e-5 * (1 + expected.abs().max().item())
+        assert torch.allclose(metric.christoffel(z, u, v), expected, rtol=1e-5, atol=size)
+
+    @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (0, 3)])
+    def test_the_christoffel_vectors_of_a_batch_have_its_shape(self, batch):
+        metric, z, v = self.metric(), self.points(*batch), self.vectors(*batch)
+        assert metric.christoffel(z, v, v).shape == z.shape
+
+    def test_the_christoffel_vector_of_a_point_is_what_it_is_in_a_batch(self):
+        metric, z, u, v = self.metric(), self.points(4), self.vectors(4), self.vectors(4, seed=2)
+        together = metric.christoffel(z, u, v)
+        assert torch.allclose(metric.christoffel(z[1], u[1], v[1]), together[1], rtol=1e-9, atol=1e-10)
+        assert torch.allclose(metric.christoffel(z[0], u, v)[0], together[0], rtol=1e-9, atol=1e-10)
+
+    def test_an_integrator_can_ask_what_a_christoffel_vector_costs(self):
+        metric = self.metric()
+        metric.matrix(self.points(1))
+        assert metric.christoffel_cost(self.d) >= 1

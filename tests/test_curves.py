@@ -8,7 +8,8 @@ from torch import nn
 
 import pullback as pb
 from pullback import surfaces
-from pullback.curves import Curve, chord_energy, chord_length, squared_chords
+from pullback.chords import chord_energy, chord_length
+from pullback.curves import Curve, squared_chords
 from pullback.metrics import Metric, Pullback
 
 F64 = torch.float64

@@ -569,3 +569,132 @@ def test_a_million_outputs_fit_a_budget_of_one_gibibyte(method):
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert int(run.stdout) * 1024 < 1.5 * 2**30
+
+
+# the christoffel vector
+
+
+class HalfPlane(Metric):
+    """The hyperbolic plane: G = I / y^2 where y > 0."""
+
+    def matrix(self, z):
+        return torch.eye(2).to(z) / z[..., 1:, None] ** 2
+
+    def inner(self, z, u, v):
+        return (u * v).sum(-1) / z[..., 1] ** 2
+
+
+class Hidden(HalfPlane):
+    """A metric that hides its argument from torch."""
+
+    def matrix(self, z):
+        return super().matrix(z.detach())
+
+
+class TestHalfPlane(MetricContract):
+    def metric(self):
+        return HalfPlane()
+
+    def points(self, *batch, seed=0):
+        return super().points(*batch, seed=seed).exp()
+
+
+def test_the_christoffel_vector_of_the_hyperbolic_plane_is_that_of_its_closed_form():
+    z, u, v = randn(6, 2).exp(), randn(6, 2, seed=1), randn(6, 2, seed=2)
+    x, y = -(u[:, 0] * v[:, 1] + u[:, 1] * v[:, 0]), u[:, 0] * v[:, 0] - u[:, 1] * v[:, 1]
+    expected = torch.stack((x, y), -1) / z[:, 1:]
+    assert torch.allclose(HalfPlane().christoffel(z, u, v), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("route", [Metric.christoffel, Pullback.christoffel])
+def test_the_christoffel_vector_of_the_sphere_is_that_of_its_closed_form(route):
+    # G = exp(2 s) I with s = log(2 / (1 + |z|^2)): Gamma(u, v) = (u.ds) v + (v.ds) u - (u.v) ds
+    z, u, v = randn(6, 3), randn(6, 3, seed=1), randn(6, 3, seed=2)
+    slope = -2 * z / (1 + z.square().sum(-1, keepdim=True))
+    us, vs, uv = ((a * b).sum(-1, keepdim=True) for a, b in ((u, slope), (v, slope), (u, v)))
+    assert torch.allclose(route(Pullback(surfaces.Sphere(2.0)), z, u, v), us * v + vs * u - uv * slope, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("d", "n_features"), [(2, 30), (5, 30), (1, 30), (6, 6)])
+def test_both_routes_to_the_christoffel_vector_agree(d, n_features):
+    metric, z = Pullback(mlp(d, n_features)), randn(5, d)
+    u, v = randn(5, d, seed=1), randn(5, d, seed=2)
+    for other in (v, u):
+        expected = Metric.christoffel(metric, z, u, other)
+        assert torch.allclose(
+            metric.christoffel(z, u, other), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max())
+        )
+
+
+def test_both_routes_to_the_christoffel_vector_agree_on_the_shipped_model():
+    model = pb.models.pretrained("mnist012")
+    metric, z, v = Pullback(model.decoder), model.codes[:4], randn(4, 2)
+    expected = Metric.christoffel(metric, z, v, v)
+    assert torch.allclose(metric.christoffel(z, v, v), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("route", [Metric.christoffel, Pullback.christoffel])
+def test_the_christoffel_vector_of_a_plane_is_zero(route):
+    z, v = randn(4, 2), randn(4, 2, seed=1)
+    assert route(Pullback(surfaces.Plane()), z, v, v).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("route", [Metric.christoffel, Pullback.christoffel])
+def test_where_the_metric_is_singular_the_christoffel_vector_is_nan_and_elsewhere_not(route):
+    fold = Pullback(lambda z: torch.stack((z[:, 0], z[:, 1] ** 3, z[:, 0] * z[:, 1] ** 3), 1))
+    z, v = torch.tensor([[0.5, 0.0], [0.5, 1.0]], dtype=F64), randn(2, 2)
+    gamma = route(fold, z, v, v)
+    assert gamma[0].isnan().all()
+    assert gamma[1].isfinite().all()
+
+
+def test_a_short_axis_is_not_a_singular_one():
+    stretched = Pullback(lambda z: torch.stack((z[:, 0].sin(), 1e-9 * z[:, 1], z[:, 0] ** 2), 1))
+    z, v = randn(3, 2), randn(3, 2, seed=1)
+    assert stretched.christoffel(z, v, v).isfinite().all()
+
+
+def test_where_the_decoder_is_not_finite_the_christoffel_vector_is_nan():
+    partial = Pullback(lambda z: torch.cat((z, z.square() / (z[:, :1] > 0)), 1))
+    z, v = torch.tensor([[-0.5, 0.3], [0.5, 1.0]], dtype=F64), randn(2, 2)
+    gamma = partial.christoffel(z, v, v)
+    assert gamma[0].isnan().all()
+    assert gamma[1].isfinite().all()
+
+
+def test_a_metric_that_hides_its_argument_is_refused_instead_of_called_flat():
+    with pytest.raises(ValueError, match="carries no gradient to z"):
+        Hidden().christoffel(randn(3, 2).exp(), randn(3, 2), randn(3, 2))
+
+
+def test_a_constant_metric_has_no_christoffel_vector():
+    class Constant(Metric):
+        def matrix(self, z):
+            return (2 * torch.eye(z.shape[-1]).to(z)).expand(*z.shape, -1)
+
+        def inner(self, z, u, v):
+            return 2 * (u * v).sum(-1)
+
+    assert torch.equal(Constant().christoffel(randn(3, 2), randn(3, 2), randn(3, 2)), torch.zeros(3, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("d", [2, 9])
+def test_a_christoffel_vector_costs_what_is_said(counting, d):
+    decoder = counting(mlp(d, 40))
+    metric, z, v = Pullback(decoder), randn(5, d), randn(5, d, seed=1)
+    metric.christoffel(z, v, v)
+    decoder.reset()
+    metric.christoffel(z, v, v)
+    assert decoder.reset() == 5 * metric.christoffel_cost(d) == 5 * (d + 8)
+
+
+@pytest.mark.parametrize("route", [Metric.christoffel, Pullback.christoffel])
+def test_the_christoffel_vector_can_be_differentiated(route):
+    metric, z, v = Pullback(mlp(2)), randn(2, 2).requires_grad_(), randn(2, 2, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, v: route(metric, z, v, v), (z, v), atol=1e-5)
+
+
+def test_christoffel_vectors_under_a_memory_budget_are_the_same():
+    z, v = randn(50, 2), randn(50, 2, seed=1)
+    whole = Pullback(mlp()).christoffel(z, v, v)
+    assert torch.allclose(Pullback(mlp(), memory=5_000).christoffel(z, v, v), whole, rtol=1e-10, atol=1e-12)

@@ -16,17 +16,35 @@ _HOMES = {
     "energy": "curves",
     "length": "curves",
     "Gaussian": "decoders",
+    "Collocate": "geodesics",
     "ConvergenceError": "geodesics",
+    "Fallback": "geodesics",
     "GeodesicSolver": "geodesics",
+    "Georce": "geodesics",
+    "Newton": "geodesics",
     "Relax": "geodesics",
+    "Shoot": "geodesics",
     "Solution": "geodesics",
     "Status": "geodesics",
+    "Trajectory": "geodesics",
+    "Verification": "geodesics",
     "distance": "geodesics",
+    "exp": "geodesics",
     "geodesic": "geodesics",
+    "geodesic_ode": "geodesics",
+    "load": "geodesics",
+    "log": "geodesics",
+    "save": "geodesics",
+    "transport": "geodesics",
+    "verify": "geodesics",
+    "Graph": "graphs",
+    "grid_graph": "graphs",
+    "knn_graph": "graphs",
     "Metric": "metrics",
     "Pullback": "metrics",
     "DerivativeWarning": "_checks",
     "GeodesicWarning": "_checks",
+    "GraphWarning": "_checks",
     "PullbackWarning": "_checks",
     "RankWarning": "_checks",
 }
@@ -42,19 +60,37 @@ if TYPE_CHECKING:
     from pullback import surfaces as surfaces
     from pullback._checks import DerivativeWarning as DerivativeWarning
     from pullback._checks import GeodesicWarning as GeodesicWarning
+    from pullback._checks import GraphWarning as GraphWarning
     from pullback._checks import PullbackWarning as PullbackWarning
     from pullback._checks import RankWarning as RankWarning
     from pullback.curves import Curve as Curve
     from pullback.curves import energy as energy
     from pullback.curves import length as length
     from pullback.decoders import Gaussian as Gaussian
+    from pullback.geodesics import Collocate as Collocate
     from pullback.geodesics import ConvergenceError as ConvergenceError
+    from pullback.geodesics import Fallback as Fallback
     from pullback.geodesics import GeodesicSolver as GeodesicSolver
+    from pullback.geodesics import Georce as Georce
+    from pullback.geodesics import Newton as Newton
     from pullback.geodesics import Relax as Relax
+    from pullback.geodesics import Shoot as Shoot
     from pullback.geodesics import Solution as Solution
     from pullback.geodesics import Status as Status
+    from pullback.geodesics import Trajectory as Trajectory
+    from pullback.geodesics import Verification as Verification
     from pullback.geodesics import distance as distance
+    from pullback.geodesics import exp as exp
     from pullback.geodesics import geodesic as geodesic
+    from pullback.geodesics import geodesic_ode as geodesic_ode
+    from pullback.geodesics import load as load
+    from pullback.geodesics import log as log
+    from pullback.geodesics import save as save
+    from pullback.geodesics import transport as transport
+    from pullback.geodesics import verify as verify
+    from pullback.graphs import Graph as Graph
+    from pullback.graphs import grid_graph as grid_graph
+    from pullback.graphs import knn_graph as knn_graph
     from pullback.metrics import Metric as Metric
     from pullback.metrics import Pullback as Pullback
 

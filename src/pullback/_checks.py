@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
@@ -24,6 +27,14 @@ class RankWarning(PullbackWarning):
 
 class GeodesicWarning(PullbackWarning):
     """Some geodesics could not be had: which, why, and what to try."""
+
+
+class GraphWarning(PullbackWarning):
+    """A graph lost edges, or falls into parts that no path joins."""
+
+
+class NotFiniteError(ValueError):
+    """Points, or what a decoder or metric gives there, are NaN or infinite."""
 
 
 def points(z: Any, name: str = "z", *, finite: bool = True) -> Tensor:
@@ -49,7 +60,7 @@ def all_finite(x: Tensor, what: str, remedy: str) -> Tensor:
     """Return x (..., k) if it is finite, else raise and count the points where it is not."""
     bad = ~torch.isfinite(x).all(-1).reshape(-1)
     if bad.any():
-        raise ValueError(
+        raise NotFiniteError(
             f"{what} holds NaN or infinity at {int(bad.sum())} of {bad.numel()} points "
             f"(first: {int(bad.nonzero()[0])}): {remedy}."
         )
@@ -94,10 +105,26 @@ def tangents(z: Any, *vectors: tuple[str, Any]) -> tuple[Tensor, ...]:
         raise ValueError(f"tangents do not fit the points: `z` {_shape(z)}, {shapes}; want equal shapes.") from None
 
 
+def halves(y: Any) -> tuple[Tensor, Tensor]:
+    """Return the points and the velocities (..., d) that a state (..., 2 d) of the geodesic equation stacks."""
+    y = points(y, "y")
+    if y.shape[-1] % 2:
+        raise ValueError(f"`y` has shape {_shape(y)}: a state has shape (..., 2 d), the point and then the velocity.")
+    z, v = y.chunk(2, -1)
+    return z, v
+
+
 def positive(value: float, name: str) -> None:
     """Raise unless value is a positive number."""
     if not value > 0:
         raise ValueError(f"`{name}` is {value}: it must be positive.")
+
+
+def relative(value: float, name: str) -> None:
+    """Raise unless value is a relative error: positive and below 1."""
+    positive(value, name)
+    if value >= 1:
+        raise ValueError(f"`{name}` is {value}: it is a relative error, below 1.")
 
 
 def evaluation_mode(decoder: Callable[..., Any]) -> bool:
@@ -223,6 +250,120 @@ def no_derivative(reasons: list[str]) -> ValueError:
     return ValueError(
         "the decoder cannot be differentiated: an operator has neither a forward nor a second derivative. Replace it "
         f"by one that has (torch.cdist by explicit differences, say). torch says: {'; '.join(dict.fromkeys(reasons))}"
+    )
+
+
+def not_a_metric(metric: Any) -> TypeError:
+    """The error for something that is no metric where one is wanted."""
+    return TypeError(
+        f"`metric` is a {type(metric).__name__}: give a metric; a decoder is wrapped as Pullback(decoder)."
+    )
+
+
+def cloud(z: Any, name: str) -> Tensor:
+    """Return z if it is a finite tensor of one or more points (n, d), else raise."""
+    z = points(z, name)
+    if z.ndim != 2 or not len(z):
+        raise ValueError(f"`{name}` has shape {_shape(z)}: want one or more points (n, d); use {name}.reshape(-1, d).")
+    return z
+
+
+def at_least(value: Any, least: int, name: str) -> None:
+    """Raise unless value is an integer that is not below the least."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"`{name}` is {value!r}: want an integer, {least} or more.")
+
+
+def enough_points(n: int, n_neighbors: int) -> None:
+    """Raise unless every one of n points has that many others."""
+    if n <= n_neighbors:
+        raise ValueError(
+            f"`codes` holds {n} points but `n_neighbors` is {n_neighbors}: give {n_neighbors + 1} points or more, or "
+            f"set n_neighbors below {n}."
+        )
+
+
+def grid(bounds: Any, resolution: Any) -> tuple[int, ...]:
+    """Return the number of points along each axis of a grid within bounds (d, 2), d <= 3, or raise."""
+    if points(bounds, "bounds").ndim != 2 or bounds.shape[1] != 2:
+        raise ValueError(f"`bounds` has shape {_shape(bounds)}: want (d, 2), the lower and upper end of each axis.")
+    d = len(bounds)
+    if not 1 <= d <= 3:
+        raise ValueError(f"`bounds` has {d} axes: a grid has 1 to 3; in more dimensions use knn_graph.")
+    empty = (bounds[:, 0] >= bounds[:, 1]).nonzero().reshape(-1).tolist()
+    if empty:
+        low, high = bounds[empty[0]].tolist()
+        raise ValueError(f"`bounds` of axis {empty[0]} are {low:g} and {high:g}: want (lower, upper) in each row.")
+    shape = (resolution,) * d if isinstance(resolution, Integral) else tuple(resolution)
+    if len(shape) != d or not all(isinstance(count, Integral) and int(count) >= 2 for count in shape):
+        raise ValueError(f"`resolution` is {resolution!r}: want an integer, 2 or more, or {d} of them, one each axis.")
+    return tuple(int(count) for count in shape)
+
+
+def indices(index: Any, n: int, name: str) -> NDArray[np.int64]:
+    """Return the indices of some of n points, () or (k,), or raise."""
+    found = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    found = found if found.size else found.astype(np.int64)  # [] has no integers
+    if found.dtype.kind not in "iu" or found.ndim > 1:
+        raise ValueError(f"`{name}` is {index!r}: want the index of a point, or a list of indices.")
+    if found.size and not (found.min() >= 0 and found.max() < n):
+        raise ValueError(f"`{name}` reaches from {found.min()} to {found.max()}: the graph has points 0 to {n - 1}.")
+    return found.astype(np.int64)
+
+
+def edges(pairs: NDArray[np.int64], lengths: NDArray[np.float64], n: int) -> None:
+    """Raise unless edges (m, 2) join some of n points and their lengths (m,) are finite and not negative."""
+    if len(pairs) != len(lengths):
+        raise ValueError(f"there are {len(pairs)} `pairs` but {len(lengths)} `lengths`: want one length an edge.")
+    bad = np.nonzero(((pairs < 0) | (pairs >= n)).any(1))[0]
+    if len(bad):
+        raise ValueError(f"edge {bad[0]} joins points {pairs[bad[0]].tolist()}: the points are 0 to {n - 1}.")
+    bad = np.nonzero(~np.isfinite(lengths) | (lengths < 0))[0]
+    if len(bad):
+        joined = pairs[bad[0]].tolist()
+        raise ValueError(f"edge {bad[0]} ({joined}) has length {lengths[bad[0]]}: lengths are finite and not negative.")
+
+
+def attributes(nodes: Iterable[tuple[Any, Any]], edges: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Raise unless every node of a networkx graph has a point and every edge a weight."""
+    for name, held in nodes:
+        if "point" not in held:
+            raise ValueError(f"node {name!r} of `graph` has no attribute 'point': give its latent coordinates (d,).")
+    for i, j, held in edges:
+        if "weight" not in held:
+            raise ValueError(f"edge {(i, j)!r} of `graph` has no attribute 'weight': give its length.")
+
+
+def directed() -> ValueError:
+    """The error for a networkx graph whose edges have directions."""
+    return ValueError("`graph` is directed, and a distance has no direction: use graph.to_undirected().")
+
+
+def no_path(i: int, j: int) -> ValueError:
+    """The error for two points of a graph that no path joins."""
+    return ValueError(f"no path leads from point {i} to point {j}: they lie in different parts, see components().")
+
+
+def torn_graph(dropped: int, measured: int, parts: int) -> str:
+    """What a warning says of a graph that lost edges or falls into parts."""
+    lost = f"{dropped} of {measured} edges were dropped: the decoder is not finite on them" if dropped else ""
+    torn = f"the graph falls into {parts} parts, and no path joins them: see components()" if parts > 1 else ""
+    return "; ".join(filter(None, (lost, torn))) + "."
+
+
+def not_immersed(metric: Any, solver: str) -> ValueError:
+    """The error for a solver that needs a map into a Euclidean space."""
+    return ValueError(
+        f"{solver} takes second derivatives of a feature map, and a {type(metric).__name__} has none: use Relax() or "
+        "Georce(), or give the metric as Pullback(map into a Euclidean space)."
+    )
+
+
+def metric_without_gradient() -> ValueError:
+    """The error for a metric that changes from point to point but does not depend differentiably on z."""
+    return ValueError(
+        "the metric's matrix carries no gradient to z, but changes with it: it is detached (torch.no_grad, .detach(), "
+        "numpy) or looked up. Compute it by torch operations, or override christoffel."
     )
 
 

@@ -1,10 +1,7 @@
 r"""Curves in latent space, their energy and length.
 
 The energy of a curve is :math:`E = \tfrac12 \int_0^1 |\dot c|^2_{G(c)} \, dt`, its length
-:math:`L = \int_0^1 |\dot c|_{G(c)} \, dt`. From T + 1 samples both are computed from chords: with
-:math:`E_T = \tfrac T2 \sum_i |x_{i+1} - x_i|^2`, :math:`(4 E_T - E_{T/2}) / 3` is the energy of the curve in feature
-space that is a parabola on each pair of segments (quadratic finite elements). It is exact to fourth order, costs no
-more than :math:`E_T`, and is never below it.
+:math:`L = \int_0^1 |\dot c|_{G(c)} \, dt`. Both are computed from chords between samples, to fourth order.
 """
 
 from __future__ import annotations
@@ -17,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pullback import _checks
-from pullback.metrics import Metric, root
+from pullback.chords import chord_energy, chord_length
+from pullback.metrics import Metric
 from pullback.types import Nodes, Points, Scalars
 
 
@@ -130,21 +128,6 @@ def _slopes(n: int) -> Tensor:
     left[0, :2], right[0, :3] = torch.tensor([1, 2], **kind), torch.tensor([-2.5, 2, 0.5], **kind)
     left[n, -2:], right[n, -3:] = torch.tensor([2, 1], **kind), torch.tensor([-0.5, -2, 2.5], **kind)
     return torch.linalg.solve(left, right)
-
-
-def chord_energy(single: Tensor, double: Tensor) -> Scalars:
-    """The energy (...) from squared chords (..., T) and, if T is even, squared double chords (..., T/2)."""
-    n = single.shape[-1]
-    if n % 2:
-        return 0.5 * n * single.sum(-1)
-    return n * (4 * single.sum(-1) - 0.5 * double.sum(-1)) / 6
-
-
-def chord_length(single: Tensor, double: Tensor) -> Scalars:
-    """The length (...) from squared chords (..., T) and, if T is even, squared double chords (..., T/2)."""
-    if single.shape[-1] % 2:
-        return root(single).sum(-1)
-    return (4 * root(single).sum(-1) - root(double).sum(-1)) / 3
 
 
 def length(metric: Metric, curve: Curve, *, n_segments: int | None = None) -> Scalars:

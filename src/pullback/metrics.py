@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pullback import _checks
-from pullback._batching import chunk_size, map_chunks, map_points
-from pullback.autodiff import Parts, jacobian_columns, push, value
+from pullback._batching import chunk_size, differentiated, map_chunks, map_points
+from pullback.autodiff import Parts, jacobian_columns, push, second_derivative, value
+from pullback.chords import chord_energy, energy_and_cotangent, root, squared_chords
 from pullback.decoders import FeatureMap, Output
-from pullback.types import Features, Matrices, Points, Scalars, Tangents
+from pullback.types import Features, Matrices, Nodes, Points, Scalars, Tangents
 
 
 class Metric(nn.Module, ABC):
@@ -49,6 +50,45 @@ class Metric(nn.Module, ABC):
         rounding = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * eigenvalues[..., -1:]
         return 0.5 * torch.where(eigenvalues > rounding, eigenvalues, 0).log().sum(-1)
 
+    def christoffel(self, z: Points, u: Tangents, v: Tangents) -> Tangents:
+        r"""The Christoffel vector :math:`\Gamma^k_{ij} u^i v^j` of tangents u, v (..., d) at z (..., d): (..., d).
+
+        .. math:: \Gamma(u, v) = \tfrac12 G^{-1} \big(D_v G \, u + D_u G \, v - \nabla_z (u^\top G v)\big)
+
+        Symmetric and bilinear. Geodesics are the curves with z'' = -christoffel(z, z', z'). NaN at points where G is
+        singular to working precision, or not finite: no geodesic is determined there.
+
+        Cost: one graph of :meth:`matrix` and five passes through it, two less when u is v.
+
+        Raises:
+            ValueError: When :meth:`matrix` changes from point to point but carries no gradient.
+        """
+        same = u is v
+        z, u, v = _checks.tangents(z, ("u", u), ("v", v))
+
+        def gamma(z: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor]:
+            graph = differentiated(z, u, v)
+            with torch.enable_grad():
+                z = z if graph and z.requires_grad else z.detach().requires_grad_()
+                g = self.matrix(z)
+                if not g.requires_grad:  # a constant metric, or one that hides its argument
+                    if not torch.equal(g, self.matrix(z + 0.01 * (1 + z.abs()))):
+                        raise _checks.metric_without_gradient()
+                    return (_divide(g, torch.zeros_like(z)),)
+                turned = _turn(g, z, u, v, graph)
+                turned = 2 * turned if same else turned + _turn(g, z, v, u, graph)
+                form = torch.einsum("ni,nij,nj->", u, g, v)
+                options: Any = {"create_graph": graph, "materialize_grads": True}
+                return (
+                    _divide(g if graph else g.detach(), 0.5 * (turned - torch.autograd.grad(form, z, **options)[0])),
+                )
+
+        return map_points(gamma, (z, u, v), self.points_at_once(z))[0]
+
+    def christoffel_cost(self, d: int) -> int:
+        """Evaluations that :meth:`christoffel` takes a point when u is v."""
+        return 6
+
     # Discrete curves. A solver moves nodes z_0 .. z_T; it decodes them to features and measures chords between these.
 
     def features(self, z: Points) -> Features:
@@ -68,6 +108,18 @@ class Metric(nn.Module, ABC):
             steps = nodes[..., 1:, :] - nodes[..., :-1, :]
             chords.append(self.inner(0.5 * (nodes[..., 1:, :] + nodes[..., :-1, :]), steps, steps))
         return chords[0], chords[1]
+
+    def energy_and_gradient(self, z: Nodes, start: Features, end: Features) -> tuple[Scalars, Nodes]:
+        """The discrete energy (B,) of curves with decoded ends (B, D), and its gradient by inner nodes z (B, n, d).
+
+        Cost: 3 evaluations a node.
+        """
+        with torch.enable_grad():
+            nodes = z.detach().requires_grad_()
+            x = torch.cat((start[:, None], self.features(nodes), end[:, None]), 1)
+            energy = chord_energy(*self.squared_chords(x))
+            (gradient,) = torch.autograd.grad(energy.sum(), nodes)
+        return energy.detach(), gradient
 
     def grams(self, z: Points) -> tuple[Matrices, Matrices, Matrices]:
         """The Gauss-Newton products of nodes z (..., n, d): J_i' J_i, J_i' J_{i+1} and J_i' J_{i+2}.
@@ -147,13 +199,50 @@ class Pullback(Metric):
         _checks.all_finite(g.flatten(-2), "the decoder's output or derivative", _OUTSIDE)
         return g
 
+    def christoffel(self, z: Points, u: Tangents, v: Tangents) -> Tangents:
+        r"""The Christoffel vector of tangents u, v (..., d) at z (..., d), without Christoffel symbols: (..., d).
+
+        .. math:: \Gamma(u, v) = G^{-1} J^\top f''(u, v)
+
+        NaN at points where G is singular to working precision, or the decoder not finite: see
+        :meth:`Metric.christoffel`. Cost: 5 evaluations a point beside :meth:`matrix`, d + 8.
+        """
+        z, u, v = _checks.tangents(z, ("u", u), ("v", v))
+
+        def gamma(z: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor]:
+            x, *columns = self._columns(z)
+            bent = second_derivative(self.feature_map, z, u, v).split([part.shape[1] for part in x], 1)
+            g = _products(columns, columns) + _nan_outside(x)[:, None, None]
+            return (_divide(g, torch.stack([_dot(column, bent) for column in columns], -1)),)
+
+        return map_points(gamma, (z, u, v), self._chunk(z, z.shape[-1]))[0]
+
+    def christoffel_cost(self, d: int) -> int:
+        return self.gram_cost(d) + 5
+
     def features(self, z: Points) -> Features:
         """The decoder's output at z (..., d), flattened: (..., D)."""
         z = _checks.points(z, finite=False)
         return value(self.feature_map, z, chunk=self.points_at_once(z))
 
     def squared_chords(self, x: Features) -> tuple[Tensor, Tensor]:
-        return _SquaredChords.apply(x)  # pyright: ignore[reportReturnType]
+        return squared_chords(x)
+
+    def energy_and_gradient(self, z: Nodes, start: Features, end: Features) -> tuple[Scalars, Nodes]:
+        batch, n, d = z.shape
+        with torch.enable_grad():
+            nodes = z.detach().reshape(-1, d).requires_grad_()
+            parts = self.feature_map.parts(nodes)
+        sizes = [x.shape[1] for x in parts]
+        ends = zip(start.split(sizes, 1), end.split(sizes, 1), strict=True)
+        energies, cotangents = [], []
+        for x, (first, last) in zip(parts, ends, strict=True):
+            energy, cotangent = energy_and_cotangent(x.detach().reshape(batch, n, -1), first, last)
+            energies.append(energy)
+            cotangents.append(cotangent.reshape(batch * n, -1))
+        moving = [(x, w) for x, w in zip(parts, cotangents, strict=True) if x.requires_grad]
+        (gradient,) = torch.autograd.grad([x for x, _ in moving], nodes, [w for _, w in moving])
+        return torch.stack(energies).sum(0), gradient.reshape(z.shape)
 
     def grams(self, z: Points) -> tuple[Matrices, Matrices, Matrices]:
         """J_i' J_i, J_i' J_{i+1} and J_i' J_{i+2} at nodes z (..., n, d). Cost: d + 3 a node."""
@@ -188,18 +277,35 @@ class Pullback(Metric):
         return min(d + 3, 2 * self.feature_map.n_features + 1) if self.feature_map.n_features else d + 3
 
 
-def root(square: Tensor) -> Tensor:
-    """The square root of a squared length; its derivative at zero is zero, as that of a norm."""
-    zero = square <= 0  # NaN stays NaN
-    return torch.where(zero, 1, square).sqrt().masked_fill(zero, 0)
-
-
 def _nan_outside(x: Parts) -> Tensor:
     """Zeros (n,), NaN where a feature is NaN or infinite: the Jacobian may look finite there.
 
     They carry the gradient zero, so that also a metric that is constant can be differentiated.
     """
     return 0 * torch.stack([a.sum(-1) for a in x]).sum(0)
+
+
+def _turn(g: Tensor, z: Tensor, u: Tensor, v: Tensor, graph: bool) -> Tensor:
+    """D_v G u from g = G(z), (n, d, d), as the derivative of w -> v' d/dz (w'G u), which is linear in w."""
+    y = (g @ u[..., None])[..., 0]
+    w = torch.zeros_like(y, requires_grad=True)  # any value does
+    options: Any = {"materialize_grads": True}
+    (pulled,) = torch.autograd.grad(y, z, w, create_graph=True, **options)
+    return torch.autograd.grad(pulled, w, v, create_graph=graph, retain_graph=True, **options)[0]
+
+
+def _divide(g: Tensor, x: Tensor) -> Tensor:
+    """G^{-1} x for matrices (n, d, d) and vectors (n, d); NaN where G is singular to working precision.
+
+    The coordinates are first brought to one scale: a short axis is not a singular one.
+    """
+    scale = g.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(g.dtype).tiny).rsqrt()
+    lower, info = torch.linalg.cholesky_ex(scale[..., None] * g * scale[..., None, :])
+    rounding = 10 * g.shape[-1] * torch.finfo(g.dtype).eps
+    regular = (info == 0) & (lower.diagonal(dim1=-2, dim2=-1).square() > rounding).all(-1)
+    lower = torch.where(regular[:, None, None], lower, torch.eye(g.shape[-1], dtype=g.dtype, device=g.device))
+    result = scale * torch.cholesky_solve((scale * x)[..., None], lower)[..., 0]
+    return torch.where(regular[:, None], result, torch.nan)
 
 
 def _dot(x: Parts, y: Parts) -> Tensor:
@@ -220,30 +326,3 @@ def _products(x: list[Parts], y: list[Parts]) -> Tensor:
 
 
 _OUTSIDE = "the points may lie outside of the region where it is defined"
-
-
-class _SquaredChords(torch.autograd.Function):
-    """|x_{i+1} - x_i|^2 and |x_{2i+2} - x_{2i}|^2, with fewer passes over x than automatic ones take."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x)
-        single, double = _chords(x)
-        return torch.linalg.vector_norm(single, dim=-1).square(), torch.linalg.vector_norm(double, dim=-1).square()
-
-    @staticmethod
-    def backward(ctx: Any, to_single: Tensor, to_double: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
-        single, double = _chords(x)
-        last = single.shape[-2] // 2 * 2
-        pull = single * (2 * to_single[..., None])
-        both = double * (2 * to_double[..., None])
-        pull[..., 0:last:2, :] += both
-        pull[..., 1:last:2, :] += both
-        return torch.cat((-pull[..., :1, :], pull[..., :-1, :] - pull[..., 1:, :], pull[..., -1:, :]), -2)
-
-
-def _chords(x: Tensor) -> tuple[Tensor, Tensor]:
-    single = x[..., 1:, :] - x[..., :-1, :]
-    last = single.shape[-2] // 2 * 2
-    return single, single[..., 0:last:2, :] + single[..., 1:last:2, :]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import pullback as pb
-from pullback.curves import chord_energy
+from pullback.chords import chord_energy
 from pullback.geodesics.energy import DiscreteEnergy, Grams
 
 

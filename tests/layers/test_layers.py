@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parents[2] / "src" / "pullback"
 # Row by row from the ground up; inside a row, from left to right. A package counts as one module.
 ROWS = [
     ["types", "_checks", "_batching", "autodiff", "io"],
-    ["decoders", "metrics", "surfaces", "curves", "curvature"],
+    ["decoders", "chords", "metrics", "surfaces", "curves", "curvature"],
     ["geodesics", "graphs"],
     ["distances", "diagnostics"],
     ["statistics"],

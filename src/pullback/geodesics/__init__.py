@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from pullback import _checks
+from pullback.chords import chord_energy, root
 from pullback.curves import Curve
+from pullback.geodesics.batch import OnInterrupt, solve_pairs
+from pullback.geodesics.collocate import Collocate
+from pullback.geodesics.equation import geodesic_ode
+from pullback.geodesics.exponential import Trajectory, exp
+from pullback.geodesics.fallback import Fallback
+from pullback.geodesics.files import load, save
+from pullback.geodesics.georce import Georce
+from pullback.geodesics.newton import Newton
 from pullback.geodesics.relax import Relax
+from pullback.geodesics.shoot import Shoot, aim
 from pullback.geodesics.solution import ConvergenceError, Solution, Status
 from pullback.geodesics.solver import GeodesicSolver
+from pullback.geodesics.starts import Paths, Start
+from pullback.geodesics.transport import transport
+from pullback.geodesics.verify import Verification, verify
 from pullback.metrics import Metric
-from pullback.types import Points, Scalars
+from pullback.types import Points, Scalars, Tangents
 
-__all__ = ["ConvergenceError", "GeodesicSolver", "Relax", "Solution", "Status", "distance", "geodesic"]
+__all__ = [
+    "Collocate", "ConvergenceError", "Fallback", "GeodesicSolver", "Georce", "Newton", "Relax", "Shoot", "Solution",
+    "Status", "Trajectory", "Verification", "distance", "exp", "geodesic", "geodesic_ode", "load", "log", "save",
+    "transport", "verify",
+]  # fmt: skip
+
+_SOLVERS = {"relax": Relax, "collocate": Collocate, "shoot": Shoot, "georce": Georce, "newton": Newton}
 
 
 def geodesic(
@@ -24,9 +43,11 @@ def geodesic(
     end: Points,
     *,
     tol: float = 1e-4,
-    solver: GeodesicSolver | None = None,
-    init: Curve | None = None,
+    solver: GeodesicSolver | str | None = None,
+    init: Start | None = None,
+    starts: Start | Sequence[Start] = "straight",
     progress: bool = False,
+    on_interrupt: OnInterrupt = "raise",
 ) -> Solution:
     r"""Geodesics between pairs of points.
 
@@ -34,18 +55,21 @@ def geodesic(
 
     .. math:: E(c) = \tfrac12 \int_0^1 |\dot c|^2_{G(c)} \, dt .
 
-    A geodesic found is a local minimum near the curve that the solver started from; where several exist, another
-    `init` may find a shorter one.
+    A geodesic found is a local minimum near the curve that the solver started from. Where several may exist (decoders
+    with a variance have walls to go around) give several `starts`: the shortest wins, and ``candidates`` holds the
+    lengths from all.
 
     Args:
         metric: The metric.
         start: Points (..., d).
         end: Points (..., d); both broadcast, so that one start may have many ends.
-        tol: How well each length has to be known, relatively: the estimated error is at most that, and the reported
-            ``length_error`` four times the estimate.
-        solver: How; default :class:`Relax`.
-        init: Curves to start from, (..., T + 1, d) with the same ends. Default: straight lines.
+        tol: How well each length has to be known, relatively: the reported ``length_error`` is at most that.
+        solver: How: a solver such as ``Relax()``, the default, or its name ("relax", "collocate", "shoot", "georce",
+            "newton").
+        init: What to start from: curves (..., T + 1, d) with the same ends, as of an earlier solution, or a graph.
+        starts: The same for one or several: "straight", "bends" (to each side), curves, a graph. Each is solved for.
         progress: Whether to show a bar.
+        on_interrupt: What Ctrl-C does: "raise", or "keep" the pairs that are finished; the others are INTERRUPTED.
 
     Returns:
         Curves, lengths, errors, status: one entry a pair. A pair that failed has NaN and a status that says why.
@@ -57,7 +81,8 @@ def geodesic(
         GeodesicWarning: When some pair failed; it lists which, why and what to try.
 
     Cost:
-        About 230 decoder evaluations a pair where it is nearly flat, 1,000 in the mean on a VAE; see :class:`Relax`.
+        About 230 decoder evaluations a pair where it is nearly flat, 1,400 in the mean on a VAE, for each start; see
+        :class:`Relax`.
 
     Example:
         >>> import pullback as pb
@@ -66,80 +91,150 @@ def geodesic(
         5.0
     """
     if not isinstance(metric, Metric):
-        kind = type(metric).__name__
-        raise TypeError(f"`metric` is a {kind}: give a metric; a decoder is wrapped as Pullback(decoder).")
+        raise _checks.not_a_metric(metric)
     start, end = _checks.pairs(start, end)
-    _checks.positive(tol, "tol")
-    if tol >= 1:
-        raise ValueError(f"`tol` is {tol}: it is a relative error, below 1.")
+    _checks.relative(tol, "tol")
     metric.points_at_once(start)  # the decoder is looked at even when no curve needs it
-    solver = solver if solver is not None else Relax()
     batch, d = start.shape[:-1], start.shape[-1]
-    init = _start_curve(init, start, end)
-    start, end = start.detach().reshape(-1, d), end.detach().reshape(-1, d)
-    nodes = init.nodes.detach().flatten(0, -3) if batch else init.nodes.detach()[None]
-    solution = _reshape(_solve(solver, metric, start, end, nodes, tol, progress), batch)
+    if on_interrupt not in ("raise", "keep"):
+        raise ValueError(f'`on_interrupt` is {on_interrupt!r}: want "raise" or "keep".')
+    flat = (start.detach().reshape(-1, d), end.detach().reshape(-1, d))
+    solution = solve_pairs(
+        _solver(solver), metric, *flat, _starts(init, starts, batch), tol=tol, progress=progress,
+        on_interrupt=on_interrupt,
+    ).reshape(batch)  # fmt: skip
     if not solution.converged.all():
         warnings.warn(solution.message, _checks.GeodesicWarning, stacklevel=2)
     return solution
 
 
 def distance(
-    metric: Metric, a: Points, b: Points, *, tol: float = 1e-4, solver: GeodesicSolver | None = None
+    metric: Metric,
+    a: Points,
+    b: Points,
+    *,
+    tol: float = 1e-4,
+    solver: GeodesicSolver | str | None = None,
+    init: Start | None = None,
+    starts: Start | Sequence[Start] = "straight",
+    progress: bool = False,
 ) -> Scalars:
-    """The length of the geodesic from a to b (..., d): (...), in units of the data space; NaN where none was found.
+    r"""The length of the geodesic from a to b (..., d): (...), in units of the data space; NaN where none was found.
 
-    It carries no gradient. Arguments, warnings and cost as for :func:`geodesic`.
+    It can be a training loss: it carries gradients to a, b and the decoder's weights. A geodesic is stationary, so that
+    to first order its length changes by what the change of ends and decoder does to the fixed curve (envelope theorem):
+
+    .. math:: \nabla_b d(a, b) = G(b) \, \dot c(1) / |\dot c(1)| .
+
+    So the graph is that of one evaluation of the curve, however many steps the solver took. The gradient is as good as
+    the curve: its relative error is about the root of `tol`. At a = b it is zero.
+
+    Arguments and warnings as for :func:`geodesic`.
+
+    Cost: that of :func:`geodesic`; 3 evaluations a node more where a gradient is wanted.
     """
-    return geodesic(metric, a, b, tol=tol, solver=solver).length
+    path = geodesic(metric, a, b, tol=tol, solver=solver, init=init, starts=starts, progress=progress)
+    wanted = [a, b, *metric.parameters()]
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in wanted)):
+        return path.length
+    start, end = _checks.pairs(a, b)
+    nodes = path.curve.nodes
+    nodes = torch.cat((start[..., None, :], nodes[..., 1:-1, :], end[..., None, :]), -2)
+    if not nodes.requires_grad:  # features carry the gradients of weights only to points that want some
+        nodes.requires_grad_()
+    length = root(2 * chord_energy(*metric.squared_chords(metric.features(nodes))))
+    return path.length + torch.where(path.converged, length - length.detach(), 0)
 
 
-def _start_curve(init: Curve | None, start: Tensor, end: Tensor) -> Curve:
-    """The curves to start from, checked: straight lines unless given."""
-    if init is None:
-        return Curve.straight(start, end)
-    if not isinstance(init, Curve):
-        raise TypeError(f"`init` is a {type(init).__name__}: give a Curve, e.g. Curve(nodes).")
-    nodes = init.nodes
-    if nodes.shape[:-2] != start.shape[:-1]:
-        want = (*start.shape[:-1], "T + 1", start.shape[-1])
-        raise ValueError(f"`init` holds curves {tuple(nodes.shape)}: want {want}, one for each pair.")
-    _checks.same_kind(nodes, start, "init", "start")
-    if not (torch.equal(nodes[..., 0, :], start) and torch.equal(nodes[..., -1, :], end)):
-        raise ValueError("`init` holds curves whose ends are not `start` and `end`: they keep their ends.")
-    return init
+def log(
+    metric: Metric,
+    z: Points,
+    w: Points,
+    *,
+    tol: float = 1e-7,
+    solver: GeodesicSolver | str | None = None,
+    init: Start | None = None,
+    starts: Start | Sequence[Start] = "straight",
+    polish: bool = True,
+    full: bool = False,
+    progress: bool = False,
+) -> Tangents | tuple[Tangents, Solution]:
+    r"""The logarithm: the velocity (..., d) at z of the geodesic that reaches w (..., d) in unit time.
+
+    :math:`\exp_z(\log_z w) = w`, and :math:`|\log_z w|_{G(z)}` is the distance. NaN where no geodesic was found.
+    Beyond a conjugate point several geodesics lead from z to w; give several `starts`, and the shortest counts.
+
+    Args:
+        metric: The metric.
+        z: Points (..., d).
+        w: Points (..., d); both broadcast, so that one z may have many w.
+        tol: How closely the geodesic equation is to hit w, relative to the distance.
+        solver: As for :func:`geodesic`, for the curve to begin with, which is found to at most 1e-4.
+        init: The same.
+        starts: The same.
+        polish: Whether the velocity is corrected by shooting. Without, it is that of the curve, known to a per cent
+            or so, at a tenth of the cost; decoders with creases allow no more.
+        full: Whether to return the curves as well.
+        progress: Whether to show a bar.
+
+    Returns:
+        Velocities; with `full` also the :class:`Solution` whose ``status`` says what failed.
+
+    Raises:
+        ValueError: As for :func:`geodesic`.
+
+    Warns:
+        GeodesicWarning: When some pair failed; it lists which, why and what to try.
+
+    Cost:
+        That of :func:`geodesic`, then d + 4 integrations of the geodesic equation, see :func:`exp`.
+
+    Example:
+        >>> import pullback as pb
+        >>> log(pb.Pullback(torch.nn.Identity()), torch.zeros(2), torch.tensor([3.0, 4.0]))
+        tensor([3., 4.])
+    """
+    _checks.relative(tol, "tol")
+    path = geodesic(metric, z, w, tol=max(tol, 1e-4), solver=solver, init=init, starts=starts, progress=progress)
+    start, end = (points.detach() for points in _checks.pairs(z, w))
+    zero = torch.zeros(1, dtype=start.dtype, device=start.device)
+    velocity = path.curve.velocity(zero)[..., 0, :]
+    velocity = torch.where(path.converged[..., None], velocity, torch.nan)
+    moving = path.converged & (start != end).any(-1)
+    if polish and moving.any():
+        velocity[moving], _, codes, evaluations = aim(metric, start[moving], end[moving], velocity[moving], tol=tol)
+        path.evaluations[moving] += evaluations
+        failed = codes != Status.CONVERGED.code
+        if failed.any():
+            path.codes[moving] = torch.where(failed, codes, path.codes[moving])
+            velocity = torch.where(path.converged[..., None], velocity, torch.nan)
+            text = f"{path.message}. Shooting did not hit the end: try polish=False, or a larger tol"
+            warnings.warn(text, _checks.GeodesicWarning, stacklevel=2)
+    return (velocity, path) if full else velocity
 
 
-def _solve(
-    solver: GeodesicSolver, metric: Metric, start: Tensor, end: Tensor, nodes: Tensor, tol: float, progress: bool
-) -> Solution:
-    """Solve those pairs whose points differ; the others are at distance 0."""
-    apart = (start != end).any(-1)
-    if apart.all() and len(apart):
-        return solver.solve(metric, start, end, tol=tol, nodes=nodes, progress=progress)
-    zero = start.new_zeros(len(start))
-    counts = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    resting = Solution(Curve.straight(start, end), zero, zero, zero, counts, counts, counts)
-    if not apart.any():
-        return resting
-    moving = solver.solve(metric, start[apart], end[apart], tol=tol, nodes=nodes[apart], progress=progress)
-    curve = resting.curve.resample(moving.curve.n_segments)
-    return Solution(
-        Curve(_insert(curve.nodes, moving.curve.nodes, apart)),
-        *(_insert(getattr(resting, name), getattr(moving, name), apart) for name in _TENSORS),
-    )
+def _solver(solver: GeodesicSolver | str | None) -> GeodesicSolver:
+    if solver is None:
+        return Relax()
+    if isinstance(solver, GeodesicSolver):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(f"`solver` is a {type(solver).__name__}: give a solver such as Relax(), or its name.")
+    if solver not in _SOLVERS:
+        raise ValueError(f"`solver` is {solver!r}: want one of {', '.join(map(repr, _SOLVERS))}.")
+    return _SOLVERS[solver]()
 
 
-_TENSORS = ("length", "length_error", "energy", "codes", "iterations", "evaluations")
-
-
-def _insert(whole: Tensor, part: Tensor, where: Tensor) -> Tensor:
-    result = whole.clone()
-    result[where] = part
-    return result
-
-
-def _reshape(solution: Solution, batch: torch.Size) -> Solution:
-    nodes = solution.curve.nodes
-    tensors = (getattr(solution, name).reshape(batch) for name in _TENSORS)
-    return Solution(Curve(nodes.reshape(*batch, *nodes.shape[1:])), *tensors)
+def _starts(init: Start | None, starts: Start | Sequence[Start], batch: torch.Size) -> Start | Sequence[Start]:
+    """What to start from; curves are checked against the batch shape of the pairs."""
+    if init is not None and starts != "straight":
+        raise ValueError("`init` and `starts` are both given: put all into `starts`.")
+    name, several = ("starts", starts) if init is None else ("init", init)
+    for one in several if isinstance(several, list | tuple) else [several]:
+        if not isinstance(one, str | Curve | Paths):
+            kind = type(one).__name__
+            raise TypeError(f'`{name}` is a {kind}: give "straight", "bends", a Curve, a Graph, or several of these.')
+        if isinstance(one, Curve) and one.nodes.shape[:-2] != batch:
+            want = (*batch, "T + 1", one.nodes.shape[-1])
+            raise ValueError(f"`{name}` holds curves {tuple(one.nodes.shape)}: want {want}, one for each pair.")
+    return several

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.curves import Curve, chord_energy, chord_length
+from pullback.chords import chord_energy, chord_length
+from pullback.curves import Curve
 from pullback.geodesics.blocktridiagonal import Factor, factor
 from pullback.metrics import Metric
 
@@ -55,11 +56,9 @@ class DiscreteEnergy:
         energies, gradients = [], []
         curves = max(1, self.metric.points_at_once(z) // z.shape[1])
         for part in torch.arange(len(z), device=z.device).split(curves):
-            with torch.enable_grad():
-                nodes = z[part].detach().requires_grad_()
-                energy = chord_energy(*self.metric.squared_chords(self.select(part).decode(nodes)))
-                (gradient,) = torch.autograd.grad(energy.sum(), nodes)
-            energies.append(energy.detach())
+            chosen = self.select(part)
+            energy, gradient = self.metric.energy_and_gradient(z[part], chosen.start_features, chosen.end_features)
+            energies.append(energy)
             gradients.append(gradient)
         return torch.cat(energies), torch.cat(gradients)
 
@@ -73,6 +72,10 @@ class DiscreteEnergy:
         parts = [(chord_length(*chords), chord_energy(*chords)) for chords in self._chords(z)]
         length, energy = (torch.cat(values) for values in zip(*parts, strict=True))
         return length, energy
+
+    def chords(self, z: Tensor) -> Tensor:
+        """The sums (B,) of the plain chords between nodes: no longer than the curves. Cost: 1 evaluation a node."""
+        return torch.cat([single.sqrt().sum(1) for single, _ in self._chords(z)])
 
     def even(self, curves: Curve, n: int, n_samples: int) -> tuple[Curve, Tensor]:
         """The same curves by n + 1 nodes at constant Riemannian speed, and their lengths (B,).

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from pullback import _checks
 from pullback.curves import Curve
-from pullback.geodesics.energy import DiscreteEnergy
+from pullback.geodesics.energy import DiscreteEnergy, Grams
 from pullback.geodesics.solution import Solution, Status
 from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize
 from pullback.metrics import Metric
@@ -19,7 +19,14 @@ from pullback.metrics import Metric
 _LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
 _SADDLE = 0.05  # stiffness, as a share of the Gauss-Newton model's, that counts as none; negative, as a saddle
 _SAFETY = 4.0  # times the estimated error is the error that is reported
+_LOOSEST = 1e-2  # a larger tolerance is met as well, and coarser curves do not know their error
 _FEWEST_SAMPLES = 64  # of a curve whose length is measured: a wall between two of them goes unseen
+_EPSILONS = 256  # a smaller tolerance, in units of the dtype's rounding, is not met, and not waited for
+_WARM = 64  # segments at most to begin with where a curve is given
+_CREASED = 6.0  # a gap that falls by less in two doublings does not fall like that of a smooth decoder
+_DETOUR = 0.01  # by how much a curve is longer than the one it began as, to begin again
+_ROUGH = 0.02  # relative error up to which the length on a decoder with creases is worth telling
+_MANY_DIMENSIONS = 64  # from which on one Jacobian a curve has to do
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,22 @@ class Relax(GeodesicSolver):
     when these and the nodes agree; where chords jump over a wall of the metric or a crease of the decoder they do not,
     and the curve is refined; where they jumped to a longer way, it starts again from the curve it began as.
 
+    On decoders with creases (ReLU, max-pool) more nodes help little: the gap to a minimum falls by half with each
+    doubling, not by a sixteenth. Such a curve stops at the resolution where that shows, 64 segments or more. Its length
+    is measured finely, hence from above; its chords measure the true length from below; the difference is the error,
+    and the status NON_SMOOTH.
+
+    A tolerance below 256 roundings of the dtype (3e-5 in float32) is taken as that: `length_error` says so.
+
     Args:
-        first_segments: Segments at the coarsest resolution, even.
+        first_segments: Segments at the coarsest resolution, a power of two.
         max_segments: Segments at the finest; a curve that is not resolved there gets the status WALL.
         max_steps: Steps at each resolution.
-        max_evaluations: A curve that has cost more gets no finer, and the status MAX_STEPS if it is not resolved.
+        max_evaluations: A curve that has cost more stops with the status MAX_STEPS.
         memory: Steps that L-BFGS remembers.
 
-    Cost: 230 evaluations for a nearly straight curve, about 1,000 in the mean between codes of a VAE.
+    Cost: 230 evaluations for a nearly straight curve, 1,400 in the mean between codes of a VAE. A `start` that is
+    a curve of many nodes skips the coarse resolutions; if it is a geodesic already, 250.
     """
 
     first_segments: int = 8
@@ -51,9 +66,10 @@ class Relax(GeodesicSolver):
     def __post_init__(self) -> None:
         for name in ("first_segments", "max_segments", "max_steps", "max_evaluations", "memory"):
             _checks.positive(getattr(self, name), name)
-        if self.first_segments % 2 or not 4 <= self.first_segments <= self.max_segments:
+        n = self.first_segments
+        if n & (n - 1) or not 4 <= n <= self.max_segments:
             raise ValueError(
-                f"`first_segments` is {self.first_segments}: it must be even, at least 4 and at most `max_segments`, "
+                f"`first_segments` is {n}: it must be a power of two, at least 4 and at most `max_segments`, "
                 f"which is {self.max_segments}."
             )
 
@@ -61,39 +77,67 @@ class Relax(GeodesicSolver):
         self, metric: Metric, start: Tensor, end: Tensor, *, tol: float, nodes: Tensor, progress: bool = False
     ) -> Solution:
         energy = DiscreteEnergy.between(metric, start, end)
-        record = _Record(start, tol)
+        finest_tol = _EPSILONS * torch.finfo(start.dtype).eps
+        record = _Record(start, max(min(tol, _LOOSEST), finest_tol) / _SAFETY, self.max_evaluations)
         rows = torch.arange(len(start), device=start.device)
-        n, curves, grams = self.first_segments, Curve(nodes), None
+        n = first = self._first(nodes.shape[1] - 1)
+        curves, grams = Curve(nodes), None
         with tqdm(total=len(start), desc="geodesics", unit="curve", disable=not progress) as bar:
             while len(rows):
-                coarsest, finest = n == self.first_segments, 2 * n > self.max_segments
-                minimizer = Minimizer(10 * tol if coarsest else tol, self.max_steps, self.memory)
-                z, detours = record.even(rows, energy, curves, Curve(nodes[rows]), n)
-                if grams is not None and len(detours):
-                    grams = grams.put(detours, energy.select(detours).grams(z[detours]))
-                    record.evaluations[rows[detours]] += z.shape[1] * metric.gram_cost(z.shape[2])
-                state = minimizer.init(energy, z, grams)
-                if coarsest:
-                    _warn_of_rank(state.grams.same)
-                else:
+                coarse, finest = n == first == self.first_segments, 2 * n > self.max_segments
+                minimizer = Minimizer((10 if coarse else 1) * record.tol, self.max_steps, self.memory)
+                z, again = record.even(rows, energy, curves, Curve(nodes[rows]), n)
+                if grams is None:
+                    grams = self._grams(energy, z)
+                    record.evaluations[rows] += self._gram_cost(metric, z)
+                    _warn_of_rank(grams.same)
+                elif len(again):
+                    grams = grams.put(again, self._grams(energy.select(again), z[again]))
+                    record.evaluations[rows[again]] += self._gram_cost(metric, z)
+                state = minimizer.init(energy, z, grams, record.left(rows))
+                if not coarse:
                     record.spend(rows, state)
                     settled, saddle, state = record.settle(rows, energy, state)
                     if saddle.any():
-                        fresh = minimizer.init(energy.select(saddle), state.z[saddle], state.grams.select(saddle))
-                        record.spend(rows[saddle], fresh)
-                        state = state.put(saddle.nonzero().reshape(-1), fresh)
+                        at = saddle.nonzero().reshape(-1)
+                        moved = state.select(at)
+                        fresh = minimizer.init(energy.select(at), moved.z, moved.grams, record.left(rows[at]))
+                        record.spend(rows[at], fresh)
+                        state = state.put(at, fresh)
                     rows, energy, state = rows[~settled], energy.select(~settled), state.restart(~settled)
                 if len(rows):
                     state, codes = minimize(minimizer, energy, state)
                     record.spend(rows, state)
-                    spent = record.evaluations[rows] > self.max_evaluations
-                    codes[spent & (codes == Status.CONVERGED.code)] = Status.MAX_STEPS.code
-                    stop = (codes == Status.NOT_FINITE.code) | finest | spent
+                    stop = (codes == Status.NOT_FINITE.code) | (record.left(rows) <= 0) | finest
                     record.close(rows[stop], energy.select(stop), state.select(stop), codes[stop])
+                    rough = (record.creased(rows) & (codes == Status.CONVERGED.code) & ~stop).nonzero().reshape(-1)
+                    stop[rough] = record.measure_roughly(rows[rough], energy.select(rough), state.select(rough))
                     rows, energy, state = rows[~stop], energy.select(~stop), state.select(~stop)
                     n, curves, grams = 2 * n, Curve(energy.nodes(state.z)), state.grams.prolong()
                 bar.update(len(start) - len(rows) - bar.n)
         return record.solution()
+
+    def _first(self, n_given: int) -> int:
+        """How many segments to begin with where the curve to start from has that many: no more than it knows about."""
+        n = self.first_segments
+        while 2 * n <= min(n_given, _WARM, self.max_segments):
+            n *= 2
+        return n
+
+    def _grams(self, energy: DiscreteEnergy, z: Tensor) -> Grams:
+        """Products of Jacobians at nodes z (B, n, d): of few nodes, as at others they need not be exact."""
+        n = z.shape[1] + 1
+        if z.shape[2] >= _MANY_DIMENSIONS:
+            middle = energy.grams(z[:, n // 2 - 1 : n // 2]).same
+            return Grams(*(middle.expand(-1, n - 1 - k, -1, -1) for k in range(3)))
+        step = n // self.first_segments
+        grams = energy.grams(z[:, step - 1 :: step])
+        for _ in range(step.bit_length() - 1):
+            grams = grams.prolong()
+        return grams
+
+    def _gram_cost(self, metric: Metric, z: Tensor) -> int:
+        return metric.gram_cost(z.shape[2]) * (1 if z.shape[2] >= _MANY_DIMENSIONS else self.first_segments - 1)
 
 
 def _warn_of_rank(g: Tensor) -> None:
@@ -116,13 +160,20 @@ def _warn_of_rank(g: Tensor) -> None:
 class _Record:
     """What is known of each curve; filled in as they finish, at different resolutions."""
 
-    def __init__(self, start: Tensor, tol: float) -> None:
+    def __init__(self, start: Tensor, tol: float, max_evaluations: int) -> None:
         zero = torch.zeros(len(start), dtype=torch.long, device=start.device)
-        self.tol = tol
+        self.tol = tol  # of the estimated error
+        self.max_evaluations = max_evaluations
         self.codes, self.iterations, self.evaluations = zero, zero.clone(), zero + 2
         self.length, self.error, self.energy = (start.new_full((len(start),), torch.nan) for _ in range(3))
         self.longest = start.new_full((len(start),), torch.nan)  # a geodesic is no longer than the curve it began as
+        self.gaps = start.new_full((len(start), 3), torch.inf)  # to a minimum, at this resolution and coarser ones
+        self.fine = zero.bool()  # has 64 nodes or more
         self.nodes: list[tuple[Tensor, Tensor]] = []  # rows and the nodes of their curves
+
+    def left(self, rows: Tensor) -> Tensor:
+        """Evaluations that curves may still cost."""
+        return self.max_evaluations - self.evaluations[rows]
 
     def even(self, rows: Tensor, energy: DiscreteEnergy, curves: Curve, origin: Curve, n: int) -> tuple[Tensor, Tensor]:
         """Interior nodes of curves at n segments; of those they began as where chords have jumped to a longer way.
@@ -135,11 +186,12 @@ class _Record:
         first = self.longest[rows].isnan()
         self.longest[rows[first]] = length[first]
         z = even.nodes[:, 1:-1]
-        detour = (length > (1 + self.tol) * self.longest[rows]).nonzero().reshape(-1)
+        detour = (length > (1 + _DETOUR) * self.longest[rows]).nonzero().reshape(-1)
         if len(detour):
             again, length = energy.select(detour).even(origin[detour], n, samples)
             z = z.index_copy(0, detour, again.nodes[:, 1:-1])
             self.longest[rows[detour]] = length
+            self.gaps[rows[detour]] = torch.inf
             self.evaluations[rows[detour]] += samples - 1
         return z, detour
 
@@ -147,6 +199,11 @@ class _Record:
         """Count what a run cost."""
         self.iterations[rows] += state.iterations
         self.evaluations[rows] += state.evaluations
+
+    def creased(self, rows: Tensor) -> Tensor:
+        """Which curves converge as slowly as on a decoder with creases."""
+        gaps = self.gaps[rows]
+        return self.fine[rows] & (gaps[:, 0] > gaps[:, 2] / _CREASED) & (gaps[:, 0] > self.tol)
 
     def settle(self, rows: Tensor, energy: DiscreteEnergy, state: State) -> tuple[Tensor, Tensor, State]:
         """Enter the curves that are close enough to a minimum and whose length can be measured.
@@ -156,6 +213,8 @@ class _Record:
         """
         settled, saddle = (torch.zeros_like(rows, dtype=torch.bool) for _ in range(2))
         gap = Minimizer.relative_gap(state)
+        self.gaps[rows] = torch.cat((gap[:, None], self.gaps[rows, :-1]), 1)
+        self.fine[rows] = 2 * state.z.shape[1] > _FEWEST_SAMPLES
         nothing = (2 * state.energy).sqrt() <= energy.rounding(state.z.shape[1] + 1)  # no length at all
         near = ((_LEFT_OVER * gap <= self.tol) | nothing).nonzero().reshape(-1)
         if not len(near):
@@ -172,7 +231,9 @@ class _Record:
             settled[ready] = self._measure(rows[ready], energy.select(ready), state.select(ready), left[good])
         at = saddle[near]
         z = state.z.index_copy(0, near[at], (state.z[near] + step)[at])
-        goal = state.goal.index_copy(0, near, torch.minimum(state.goal[near], 0.5 * self.tol / soft))
+        # where the step was not to be trusted, more of them are taken here, before the curve gets finer
+        lower = torch.minimum(0.5 * self.tol / soft, 0.1 * gap[near])
+        goal = state.goal.index_copy(0, near, torch.minimum(state.goal[near], lower))
         return settled, saddle, replace(state, z=z, goal=goal)
 
     def close(self, rows: Tensor, energy: DiscreteEnergy, state: State, codes: Tensor) -> None:
@@ -180,9 +241,15 @@ class _Record:
         if not len(rows):
             return
         settled, _, state = self.settle(rows, energy, state)
-        codes = torch.where(settled, Status.CONVERGED.code, codes)
-        self.codes[rows] = torch.where(~settled & (codes == Status.CONVERGED.code), Status.WALL.code, codes)
-        self.nodes.append((rows[~settled], energy.nodes(state.z)[~settled]))
+        rest = (~settled).nonzero().reshape(-1)
+        rows, energy, state, codes = rows[rest], energy.select(rest), state.select(rest), codes[rest]
+        if not len(rows):
+            return
+        minimal = codes == Status.CONVERGED.code
+        self.codes[rows] = torch.where(minimal, Status.WALL.code, codes)
+        told = torch.zeros_like(minimal)
+        told[minimal] = self.measure_roughly(rows[minimal], energy.select(minimal), state.select(minimal))
+        self.nodes.append((rows[~told], energy.nodes(state.z)[~told]))
 
     def _measure(self, rows: Tensor, energy: DiscreteEnergy, state: State, left: Tensor) -> Tensor:
         """Take the last step on trust, sample the curves more finely and enter those that can be believed."""
@@ -193,19 +260,42 @@ class _Record:
         self.evaluations[rows] += n - 1
         off = (length - claimed).abs()
         share = off / length.clamp_min(torch.finfo(length.dtype).tiny)
+        broken = torch.minimum((length - claimed).clamp_min(0), length * Minimizer.relative_gap(state))
         # the finer length, of fourth order, is off by a fifteenth of the difference; an energy that is wrong by a share
-        # moves its minimum by the square of that; and the last step leaves a part of the gap
-        estimate = off / 15 + length * (share.square() + left)
+        # moves its minimum by the square of that; the last step leaves a part of the gap, and may not keep its promise
+        estimate = off / 15 + length * (share.square() + left) + broken
         rounding = energy.rounding(n)
-        settled = (estimate <= self.tol * length) & (length <= (1 + self.tol) * self.longest[rows] + rounding)
+        settled = (estimate <= self.tol * length) & (length <= (1 + _DETOUR) * self.longest[rows] + rounding)
         settled |= length <= rounding
-        entered = rows[settled]
-        self.codes[entered] = Status.CONVERGED.code
-        self.length[entered] = length[settled]
-        self.error[entered] = (_SAFETY * estimate + rounding)[settled]
-        self.energy[entered] = value[settled]
-        self.nodes.append((entered, curves.nodes[settled]))
+        self._enter(rows[settled], Status.CONVERGED, length[settled], (_SAFETY * estimate + rounding)[settled])
+        self.energy[rows[settled]] = value[settled]
+        self.nodes.append((rows[settled], curves.nodes[settled]))
         return settled
+
+    def measure_roughly(self, rows: Tensor, energy: DiscreteEnergy, state: State) -> Tensor:
+        """Enter the curves of least energy whose chords and finely sampled lengths agree to some per cent; which (B,).
+
+        Chords are too short, and their minimum as well: the true length lies between.
+        """
+        if not len(rows):
+            return torch.zeros_like(rows, dtype=torch.bool)
+        n = state.z.shape[1] + 1
+        nodes = energy.nodes(state.z)
+        length, value = energy.measure(Curve(nodes).resample(4 * n).nodes[:, 1:-1])
+        self.evaluations[rows] += 5 * n - 2
+        error = (length - energy.chords(state.z)).clamp_min(0)
+        # the next resolution may reveal as large a gap as this one did
+        error += length * self.gaps[rows, :2].amax(1) + energy.rounding(4 * n)
+        good = (error <= _ROUGH * length) & (length <= (1 + _ROUGH) * self.longest[rows])
+        self._enter(rows[good], Status.NON_SMOOTH, length[good], error[good])
+        self.energy[rows[good]] = value[good]
+        self.nodes.append((rows[good], nodes[good]))
+        return good
+
+    def _enter(self, rows: Tensor, status: Status, length: Tensor, error: Tensor) -> None:
+        self.codes[rows] = status.code
+        self.length[rows] = length
+        self.error[rows] = error
 
     def solution(self) -> Solution:
         """All curves; a spline with more nodes is the same spline."""

@@ -68,6 +68,7 @@ class State:
     grams: Grams  # products of Jacobians, and the Gauss-Newton matrix made of them: the recursion's initial Hessian
     factor: Factor
     goal: Tensor  # (B,) the relative gap to stop at
+    limit: Tensor  # (B,) evaluations to stop at
     age: Tensor  # (B,) steps since it was formed
     failures: Tensor  # (B,) line searches that failed in a row
     iterations: Tensor  # (B,)
@@ -102,19 +103,15 @@ class Minimizer:
     max_steps: int = 100
     memory: int = 8
 
-    def init(self, energy: DiscreteEnergy, z: Tensor, grams: Grams | None = None) -> State:
-        """The state at interior nodes z (B, n, d); grams may come from a coarser solution."""
-        batch, n, d = z.shape
+    def init(self, energy: DiscreteEnergy, z: Tensor, grams: Grams, limit: Tensor) -> State:
+        """The state at interior nodes z (B, n, d), with products of Jacobians that may come from a coarser solution."""
+        batch, n, _ = z.shape
         value, gradient = energy.value_and_gradient(z)
         counts = torch.zeros(batch, dtype=torch.long, device=z.device)
-        cost = 3 * n
-        if grams is None:
-            grams = energy.grams(z)
-            cost += n * energy.metric.gram_cost(d)
         state = State(
             z, value, gradient, gradient, value, z.new_full((batch, 3), torch.inf),
-            Memory.empty(z, self.memory), grams, grams.gauss_newton(), torch.full_like(value, self.gap), counts, counts,
-            counts, counts + cost,
+            Memory.empty(z, self.memory), grams, grams.gauss_newton(), torch.full_like(value, self.gap), limit,
+            counts, counts, counts, counts + 3 * n,
         )  # fmt: skip
         return _aim(state)
 
@@ -131,7 +128,7 @@ class Minimizer:
     def terminate(self, energy: DiscreteEnergy, state: State) -> Tensor:
         """Status codes (B,), RUNNING where a curve is not done."""
         codes = torch.full_like(state.iterations, RUNNING)
-        codes[state.iterations >= self.max_steps] = Status.MAX_STEPS.code
+        codes[(state.iterations >= self.max_steps) | (state.evaluations >= state.limit)] = Status.MAX_STEPS.code
         codes[state.failures >= 2] = Status.STALLED.code
         codes[self.relative_gap(state) <= torch.maximum(state.goal, _noise(energy, state))] = Status.CONVERGED.code
         codes[~torch.isfinite(state.energy)] = Status.NOT_FINITE.code
