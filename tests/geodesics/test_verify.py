@@ -46,6 +46,7 @@ def test_lengths_of_great_circles_are_confirmed_and_known_better():
     assert not found.shorter.any()
     assert not found.jumped.any()
     assert (found.length - exact).abs().max() < 0.05 * (path.length - exact).abs().max()
+    assert (found.solution.length_error <= 0.04 * path.length_error + 1e-9).all()
     assert torch.allclose(found.change, path.length / found.length - 1, atol=1e-12)
     assert torch.allclose(found.measured, path.length, rtol=1e-4)
     assert repr(found) == "Verification(6 of 6 lengths confirmed within their errors)"
@@ -128,6 +129,20 @@ def test_a_pair_that_failed_for_want_of_steps_is_found():
     assert torch.allclose(found.length, pb.surfaces.Sphere().distance(A, B), rtol=1e-4)
     assert not found.within.any()
     assert "failed before and found now" in found.message
+
+
+def test_a_pair_whose_curve_is_beyond_repair_is_found_from_another_start():
+    def hill_with_a_hole(z):
+        square = z.square().sum(1, keepdim=True)
+        return torch.cat((z, (3 * torch.exp(-square / 0.1)).where(square > 0.01, torch.nan)), 1)
+
+    metric = pb.Pullback(hill_with_a_hole)
+    with pytest.warns(pb.GeodesicWarning):
+        path = pb.geodesic(metric, -B, B, init=pb.Curve.straight(-B, B, 32))
+    found = verify(metric, path)
+    assert 2 < found.length < 3
+    assert found.solution.converged.all()
+    assert "1 failed before and found now (pairs 0)" in found.message
 
 
 def test_batches_of_any_shape_equal_points_and_single_pairs_keep_their_shape():

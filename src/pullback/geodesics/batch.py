@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pullback.curves import Curve
+from pullback.geodesics.halves import by_halves
 from pullback.geodesics.solution import Solution, Status
 from pullback.geodesics.solver import GeodesicSolver
 from pullback.geodesics.starts import Start, start_nodes
@@ -20,8 +22,12 @@ from pullback.metrics import Metric
 OnInterrupt = Literal["raise", "keep"]
 _BLOCK = {"cpu": 256}  # pairs: what an interruption loses
 _BLOCK_ELSEWHERE = 16_384
-_BUGS = (TypeError, AttributeError, NameError, IndexError)  # to be seen, not to be worked around
+_MANY = 8  # times the segments of the finest curve are too many for all
 _LOG = logging.getLogger("pullback")
+
+
+def _log(error: Exception) -> None:
+    _LOG.warning("the decoder raised on some pairs: %s: %s", type(error).__name__, error)
 
 
 def solve_pairs(
@@ -34,8 +40,12 @@ def solve_pairs(
     tol: float,
     progress: bool,
     on_interrupt: OnInterrupt,
+    on_raise: Callable[[Exception], object] = _log,
 ) -> Solution:
-    """Geodesics of pairs (B, d); pairs whose points coincide are at rest."""
+    """Geodesics of pairs (B, d); pairs whose points coincide are at rest.
+
+    An error that the decoder raises on some pairs is told to `on_raise`, the first of them; on all pairs, it is raised.
+    """
     nodes = start_nodes(metric, start, end, starts)
     apart = (start != end).any(1).nonzero().reshape(-1)
     size = _BLOCK.get(start.device.type, _BLOCK_ELSEWHERE)
@@ -43,17 +53,14 @@ def solve_pairs(
     found = [_at_rest(start, end)]
     where = [torch.arange(len(start), device=start.device)]
     one = len(blocks) <= 1
-    raised: Exception | None = None
+    raised: list[Exception] = []
     with tqdm(total=len(apart), desc="geodesics", unit="pair", disable=one or not progress) as bar:
         for i, rows in enumerate(blocks):
+            pairs = start[rows], end[rows]
             try:
-                parts, errors = zip(
-                    *(
-                        _solve_or_split(solver, metric, start[rows], end[rows], z[rows], tol, one and progress)
-                        for z in nodes
-                    ),
-                    strict=True,
-                )
+                parts = [
+                    _solve(solver, metric, *pairs, z[rows], raised, tol=tol, progress=one and progress) for z in nodes
+                ]
             except KeyboardInterrupt:
                 if on_interrupt == "raise":
                     raise
@@ -61,35 +68,34 @@ def solve_pairs(
                 found.append(_failed(start[rows], end[rows], Status.INTERRUPTED))
                 where.append(rows)
                 break
-            raised = raised or next(filter(None, errors), None)
             found.append(_shortest(parts))
             where.append(rows)
             bar.update(len(rows))
-    solution = _put_together(found, where, len(nodes))
-    if raised is not None:
+    solution = put_together(found, where, len(nodes))
+    if raised:
         if (solution.codes[apart] == Status.RAISED.code).all():
-            raise raised
-        _LOG.warning("the decoder raised on some pairs: %s: %s", type(raised).__name__, raised)
+            raise raised[0]
+        on_raise(raised[0])
     return solution
 
 
-def _solve_or_split(
-    solver: GeodesicSolver, metric: Metric, start: Tensor, end: Tensor, nodes: Tensor, tol: float, progress: bool
-) -> tuple[Solution, Exception | None]:
-    """Solve; where the decoder raises an error, halve until the pairs that make it raise are alone. And that error."""
-    try:
-        return solver.solve(metric, start, end, tol=tol, nodes=nodes, progress=progress), None
-    except (MemoryError, torch.OutOfMemoryError, Warning, *_BUGS):
-        raise
-    except Exception as error:
-        reason = error
-    if len(start) == 1:
-        return _failed(start, end, Status.RAISED), reason
-    half = len(start) // 2
-    halves = [slice(0, half), slice(half, None)]
-    parts = [_solve_or_split(solver, metric, start[rows], end[rows], nodes[rows], tol, False)[0] for rows in halves]
-    count = torch.arange(len(start), device=start.device)
-    return _put_together(parts, [count[rows] for rows in halves], 1), reason
+def _solve(
+    solver: GeodesicSolver, metric: Metric, start: Tensor, end: Tensor, nodes: Tensor, raised: list[Exception], *,
+    tol: float, progress: bool,
+) -> Solution:  # fmt: skip
+    """Solve; pairs that make the decoder raise an error fail alone, and the error is noted in `raised`."""
+
+    def solved(rows: Tensor) -> Solution:
+        whole = len(rows) == len(start)
+        bar = progress and whole
+        return solver.solve(metric, start[rows], end[rows], tol=tol, nodes=nodes[rows], progress=bar)
+
+    where, parts, error = by_halves(solved, torch.arange(len(start), device=start.device))
+    if error is None and parts[0] is not None:
+        return parts[0]
+    raised += [error] if error is not None else []
+    failed = [_failed(start[rows], end[rows], Status.RAISED) for rows in where]
+    return put_together([f if part is None else part for f, part in zip(failed, parts, strict=True)], where, 1)
 
 
 def _shortest(parts: Sequence[Solution]) -> Solution:
@@ -98,7 +104,7 @@ def _shortest(parts: Sequence[Solution]) -> Solution:
         return parts[0]
     lengths = torch.stack([part.length for part in parts], 1)
     best = lengths.nan_to_num(torch.inf).argmin(1)
-    n = max(part.curve.n_segments for part in parts)
+    n = _common_segments(parts)
     rows = torch.arange(len(best), device=best.device)
 
     def chosen(name: str) -> Tensor:
@@ -125,9 +131,16 @@ def _failed(start: Tensor, end: Tensor, status: Status) -> Solution:
     return replace(rest, length=nothing, length_error=nothing, energy=nothing, codes=codes)
 
 
-def _put_together(parts: list[Solution], where: list[Tensor], n_starts: int) -> Solution:
+def _common_segments(parts: Sequence[Solution]) -> int:
+    """A number of segments at which all curves are the same splines still, unless it is very large."""
+    counts = [part.curve.n_segments for part in parts]
+    common = math.lcm(*counts)
+    return common if common <= _MANY * max(counts) else max(counts)
+
+
+def put_together(parts: list[Solution], where: list[Tensor], n_starts: int) -> Solution:
     """One solution of rows from parts, later ones on top; a spline with more nodes is the same spline."""
-    n = max(part.curve.n_segments for part in parts)
+    n = _common_segments(parts)
     total = int(max(int(rows.max()) + 1 if len(rows) else 0 for rows in where))
 
     def merged(values: list[Tensor]) -> Tensor:

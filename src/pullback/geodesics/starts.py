@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pullback import _checks
 from pullback.curves import Curve
+from pullback.geodesics.halves import by_halves
 from pullback.metrics import Metric
 
 
@@ -47,14 +48,11 @@ def start_nodes(metric: Metric, start: Tensor, end: Tensor, starts: Start | Sequ
         elif isinstance(one, Paths):
             nodes.append(_paths(one, metric, start, end))
         elif one == "straight":
-            nodes.append(torch.stack((start, end), 1))
+            nodes.append(_straight(start, end))
         elif one == "bends":
             nodes += _bends(start, end)
         else:
-            shown = repr(one) if isinstance(one, str) else type(one).__name__
-            raise ValueError(
-                f'`starts` holds {shown}: give "straight", "bends", a Curve, a Graph, or several of these.'
-            )
+            raise ValueError(f'{one!r} is no start: give "straight", "bends", a Curve, a Graph, or several of these.')
     return nodes
 
 
@@ -63,15 +61,22 @@ def _given(curves: Curve, start: Tensor, end: Tensor) -> Tensor:
     nodes = nodes.flatten(0, -3) if nodes.ndim > 2 else nodes[None]
     if len(nodes) != len(start) or nodes.shape[-1] != start.shape[-1]:
         want = (len(start), "T + 1", start.shape[-1])
-        raise ValueError(f"`init` holds curves {tuple(nodes.shape)}: want {want}, one for each pair.")
-    _checks.same_kind(nodes, start, "init", "start")
+        raise ValueError(f"the curves to start from have nodes {tuple(nodes.shape)}: want {want}, one for each pair.")
+    _checks.same_kind(nodes, start, "curve.nodes", "start")
     if not (torch.equal(nodes[:, 0], start) and torch.equal(nodes[:, -1], end)):
-        raise ValueError("`init` holds curves whose ends are not `start` and `end`: they keep their ends.")
+        raise ValueError("the curves to start from keep their ends, and some ends are not `start` and `end`.")
     return nodes
 
 
 def _paths(graph: Paths, metric: Metric, start: Tensor, end: Tensor) -> Tensor:
-    curves, found = graph.curves(metric, start, end)
+    every = torch.arange(len(start), device=start.device)
+    where, parts, error = by_halves(lambda rows: graph.curves(metric, start[rows], end[rows]), every)
+    known = [(rows, *part) for rows, part in zip(where, parts, strict=True) if part is not None]
+    if error is not None and not known:
+        raise error
+    nodes, found = Curve(_straight(start, end)).resample(known[0][1].n_segments).nodes, torch.zeros_like(every).bool()
+    for rows, curves, exist in known:
+        nodes[rows], found[rows] = curves.nodes, exist
     if not found.all():
         lost = (~found).nonzero().reshape(-1).tolist()
         shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
@@ -81,7 +86,11 @@ def _paths(graph: Paths, metric: Metric, start: Tensor, end: Tensor) -> Tensor:
             _checks.GeodesicWarning,
             stacklevel=5,
         )
-    return curves.nodes
+    return nodes
+
+
+def _straight(start: Tensor, end: Tensor) -> Tensor:
+    return torch.stack((start, end), 1)
 
 
 def _bends(start: Tensor, end: Tensor) -> list[Tensor]:
@@ -104,4 +113,4 @@ def _bends(start: Tensor, end: Tensor) -> list[Tensor]:
         wave = torch.sin(torch.pi * t) * (distance * side)[:, None] * _BEND
         wave[:, -1] = 0
         nodes += [line + wave, line - wave]
-    return nodes if nodes else [torch.stack((start, end), 1)]
+    return nodes if nodes else [_straight(start, end)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from pullback import _checks
 from pullback.chords import chord_length
 from pullback.curves import squared_chords
-from pullback.geodesics.batch import _put_together, solve_pairs
+from pullback.geodesics.batch import put_together, solve_pairs
 from pullback.geodesics.energy import DiscreteEnergy
 from pullback.geodesics.relax import Relax
 from pullback.geodesics.solution import Solution, _listed
@@ -19,7 +19,6 @@ from pullback.metrics import Metric
 _TIGHTER = 100.0  # times the tolerance of the second look
 _TIGHTEST = 1e-9
 _LOOSEST = 1e-2
-_ROUNDING = 100.0  # times the precision of the dtype is the tightest tolerance there
 _SAMPLES = 2054  # segments, 2 * 13 * 79: in common with the nodes of solvers are the ends and the middle
 _MEASURED = _SAMPLES + 3  # evaluations
 _BETWEEN = 1e-6  # of its length is what a spline may differ from the geodesic whose nodes it goes through
@@ -130,7 +129,7 @@ def _again(metric: Metric, path: Solution, progress: bool) -> tuple[Solution, Te
     for tol, rows in _by_error(path):
         given = path[rows]
         start, end = given.curve.nodes[:, 0], given.curve.nodes[:, -1]
-        tighter = max(tol / _TIGHTER, _TIGHTEST, _ROUNDING * torch.finfo(start.dtype).eps)
+        tighter = max(tol / _TIGHTER, _TIGHTEST)
         finer = _solve(metric, start, end, given.curve, tighter, progress)
         others = _solve(metric, start, end, ("straight", "bends"), tol, progress)
         errors = given.length_error + others.length_error
@@ -140,7 +139,7 @@ def _again(metric: Metric, path: Solution, progress: bool) -> tuple[Solution, Te
         found += [finer, others[better]]
         where += [rows, rows[better]]
         spent[rows] = finer.evaluations + others.evaluations + _MEASURED
-    return replace(_put_together(found, where, 1), evaluations=spent), shorter
+    return replace(put_together(found, where, 1), evaluations=spent), shorter
 
 
 def _solve(metric: Metric, start: Tensor, end: Tensor, starts: object, tol: float, progress: bool) -> Solution:
