@@ -177,7 +177,7 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, pulled: Tensor) -> Tensor:
+    def backward(ctx: Any, pulled: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return pulled
 
 
@@ -262,6 +262,8 @@ def _polish(
     evaluations = torch.zeros_like(codes)
     every = torch.arange(len(start), device=start.device)
     where, parts, error = by_halves(lambda rows: aim(metric, start[rows], end[rows], velocity[rows], tol=tol), every)
+    if error is not None and all(part is None for part in parts):
+        raise error
     for rows, part in zip(where, parts, strict=True):
         if part is not None:
             found[rows], _, codes[rows], evaluations[rows] = part
@@ -275,16 +277,15 @@ def _look(metric: Metric, start: Tensor, end: Tensor) -> None:
         metric.points_at_once(start)
         return
     looks = torch.linspace(0, len(points) - 1, min(_LOOKS, len(points)), device=points.device).long()
-    first: ValueError | None = None
+    errors = []
     for k in looks:
         try:
             metric.points_at_once(points[k])
         except ValueError as error:
-            first = first or error
+            errors.append(error)
         else:
             return
-    assert first is not None
-    raise first
+    raise errors[0]
 
 
 def _said(raised: list[Exception]) -> str:

@@ -22,6 +22,7 @@ from pullback.metrics import Metric
 OnInterrupt = Literal["raise", "keep"]
 _BLOCK = {"cpu": 256}  # pairs: what an interruption loses
 _BLOCK_ELSEWHERE = 16_384
+_SAME = 0.06  # of the distance between its ends: a coarse curve as near as that to a geodesic leads to it
 _MANY = 8  # times the segments of the finest curve are too many for all
 _LOG = logging.getLogger("pullback")
 
@@ -57,10 +58,11 @@ def solve_pairs(
     with tqdm(total=len(apart), desc="geodesics", unit="pair", disable=one or not progress) as bar:
         for i, rows in enumerate(blocks):
             pairs = start[rows], end[rows]
+            parts: list[Solution] = []
             try:
-                parts = [
-                    _solve(solver, metric, *pairs, z[rows], raised, tol=tol, progress=one and progress) for z in nodes
-                ]
+                for z in nodes:
+                    bar_here = one and progress and len(nodes) == 1
+                    parts.append(_solve_unless_known(solver, metric, *pairs, z[rows], parts, raised, tol, bar_here))
             except KeyboardInterrupt:
                 if on_interrupt == "raise":
                     raise
@@ -77,6 +79,40 @@ def solve_pairs(
             raise raised[0]
         on_raise(raised[0])
     return solution
+
+
+def _solve_unless_known(
+    solver: GeodesicSolver, metric: Metric, start: Tensor, end: Tensor, nodes: Tensor, known: list[Solution],
+    raised: list[Exception], tol: float, progress: bool,
+) -> Solution:  # fmt: skip
+    """Solve; where a draft already lies along a geodesic that is known from another start, take that one."""
+    quick = solver.draft() if known else None
+    if quick is None:
+        return _solve(solver, metric, start, end, nodes, raised, tol=tol, progress=progress)
+    draft = _solve(quick, metric, start, end, nodes, raised, tol=tol, progress=False)
+    parts, where = [draft], [torch.arange(len(start), device=start.device)]
+    new = torch.ones_like(draft.codes, dtype=torch.bool)
+    for solution in known:
+        rows = (new & solution.converged & _along(draft.curve, solution.curve)).nonzero().reshape(-1)
+        new[rows] = False
+        spent = {"iterations": draft.iterations[rows], "evaluations": draft.evaluations[rows]}
+        parts.append(replace(solution[rows], **spent))
+        where.append(rows)
+    rows = new.nonzero().reshape(-1)
+    if len(rows):
+        begun = draft.curve.nodes[rows] if draft.curve.n_segments > 1 else nodes[rows]
+        found = _solve(solver, metric, start[rows], end[rows], begun, raised, tol=tol, progress=progress)
+        parts.append(replace(found, evaluations=found.evaluations + draft.evaluations[rows]))
+        where.append(rows)
+    return put_together(parts, where, 1)
+
+
+def _along(curves: Curve, others: Curve) -> Tensor:
+    """Which curves (B,) lie along others, to a small share of the distance between their ends."""
+    samples = others.resample(max(64, others.n_segments)).nodes
+    nodes = curves.resample(8).nodes
+    distance = (nodes[:, -1] - nodes[:, 0]).norm(dim=1)
+    return torch.cdist(nodes, samples).amin(2).amax(1) <= _SAME * distance
 
 
 def _solve(

@@ -117,6 +117,10 @@ class Relax(GeodesicSolver):
                 bar.update(len(start) - len(rows) - bar.n)
         return record.solution()
 
+    def draft(self) -> Relax:
+        """The coarsest resolution alone."""
+        return replace(self, max_segments=self.first_segments)
+
     def _first(self, n_given: int) -> int:
         """How many segments to begin with where the curve to start from has that many: no more than it knows about."""
         n = self.first_segments

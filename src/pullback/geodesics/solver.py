@@ -27,6 +27,10 @@ class GeodesicSolver(ABC):
     ) -> Solution:
         """Geodesics of B pairs (B, d), from curves (B, T + 1, d) to start with."""
 
+    def draft(self) -> GeodesicSolver | None:
+        """A solver that tells for little which geodesic a start leads to, roughly; None if there is none."""
+        return None
+
 
 class Memory(NamedTuple):
     """The last m steps of L-BFGS, newest first."""
