@@ -97,7 +97,7 @@ def test_points_that_coincide_cost_nothing_and_disturb_no_block(monkeypatch):
         assert (values[rest] == 0).all()
         assert (values[~rest] > 0).sum() >= 3  # iterations may be none
     assert torch.allclose(path.length[~rest], whole.length[~rest], rtol=1e-10)
-    assert (path.curve.velocity(torch.linspace(0, 1, 5, dtype=F64))[rest] == 0).all()
+    assert (path.curve.velocity(torch.linspace(0, 1, 5, dtype=F64))[rest].abs() < 1e-12).all()
 
 
 @pytest.mark.parametrize("solver", ["relax", "shoot", "newton", "georce"])
@@ -119,7 +119,9 @@ class Fixed(pb.GeodesicSolver):
 
     def solve(self, metric, start, end, *, tol, nodes, progress=False):
         curve = Curve(nodes).resample(self.counts.pop(0))
-        curve = Curve(curve.nodes + 0.1 * torch.sin(torch.pi * torch.linspace(0, 1, len(curve.nodes[0])).double())[:, None])
+        curve = Curve(
+            curve.nodes + 0.1 * torch.sin(torch.pi * torch.linspace(0, 1, len(curve.nodes[0])).double())[:, None]
+        )
         counts = torch.zeros(len(start), dtype=torch.long)
         length = torch.ones(len(start), dtype=F64)
         return Solution(curve, length, length, length, counts, counts, counts)
@@ -174,8 +176,10 @@ def test_what_the_decoder_raises_on_all_pairs_is_the_users():
         pb.geodesic(pb.Pullback(Limited(RuntimeError)), a, b)
     with pytest.raises(RuntimeError, match="too far right"):
         pb.geodesic(pb.Pullback(Limited(RuntimeError)), a[0], b[0])
-    with pytest.raises(ValueError, match="the decoder failed on a point of shape .*too far right"):
+    with pytest.raises(ValueError, match=r"the decoder failed on a point of shape .*too far right"):
         pb.geodesic(pb.Pullback(Limited(RuntimeError)), b + 10, a + 20)
+    with pytest.raises(ValueError, match="too far right"):  # no curve needs the decoder here
+        pb.geodesic(pb.Pullback(Limited(RuntimeError)), b + 10, b + 10)
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, NameError, IndexError, MemoryError, UserWarning])
@@ -187,7 +191,7 @@ def test_bugs_lack_of_memory_and_warnings_made_errors_are_not_worked_around(erro
 
 def test_pairs_on_which_the_decoder_is_nan_fail_alone():
     inner = mlp()
-    metric = pb.Pullback(lambda z: torch.where(z[:, :1] > 5, torch.nan, inner(z)))
+    metric = pb.Pullback(lambda z: inner(z) * torch.where(z[:, :1] > 5, torch.nan, 1.0))
     a, b = some_far()
     with pytest.warns(pb.GeodesicWarning, match=r"3 not finite.*pairs 2, 3, 7\)$"):
         path = pb.geodesic(metric, a, b)
@@ -244,7 +248,7 @@ def test_ctrl_c_keeps_the_finished_pairs_if_asked(monkeypatch, capsys, progress)
 def test_ctrl_c_is_raised_if_nothing_is_asked():
     a, b = points(3, seed=1), points(3, seed=2)
     with pytest.raises(KeyboardInterrupt):
-        pb.geodesic(pb.Pullback(Interrupted(30)), a, b)
+        pb.geodesic(pb.Pullback(Interrupted(20)), a, b)
     with pytest.raises(ValueError, match='`on_interrupt` is \'stop\': want "raise" or "keep"'):
         pb.geodesic(pb.Pullback(mlp()), a, b, on_interrupt="stop")
 

@@ -30,7 +30,12 @@ def all_starts(metric):
     line = LEFT + t * (RIGHT - LEFT)
     below = line - torch.sin(torch.pi * t) * torch.tensor([0.0, 0.5], dtype=F64)
     below[0], below[-1] = LEFT, RIGHT
-    return {"straight": "straight", "bends": "bends", "curve": pb.Curve(below), "graph": pb.grid_graph(metric, bounds, 16)}
+    return {
+        "straight": "straight",
+        "bends": "bends",
+        "curve": pb.Curve(below),
+        "graph": pb.grid_graph(metric, bounds, 16),
+    }
 
 
 # what each start is
@@ -175,6 +180,13 @@ def test_starts_may_be_curves_of_an_earlier_solution_of_any_batch_shape(d):
 # graphs
 
 
+def test_paths_through_a_graph_are_its_own():
+    metric = pb.Pullback(hill)
+    graph = all_starts(metric)["graph"]
+    a, b = points(4, seed=1, scale=0.5), points(4, seed=2, scale=0.5)
+    assert torch.equal(start_nodes(metric, a, b, graph)[0], graph.curves(metric, a, b)[0].nodes)
+
+
 class Half:
     """Paths for pairs whose start is right of zero; it raises left of -2."""
 
@@ -205,7 +217,7 @@ def test_what_a_graph_raises_on_all_pairs_is_the_users():
 def test_what_is_no_start_is_refused_with_what_would_be(name):
     a, b = points(3, seed=1), points(3, seed=2)
     bad = [
-        ("bend", ValueError, "'bend' is no start: give \"straight\", \"bends\", a Curve, a Graph"),
+        ("bend", ValueError, '\'bend\' is no start: give "straight", "bends", a Curve, a Graph'),
         (("straight", "zigzag"), ValueError, "'zigzag' is no start"),
         ((), ValueError, "`starts` is empty"),
         (a, TypeError, f"`{name}` is a Tensor"),
