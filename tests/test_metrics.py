@@ -698,3 +698,12 @@ def test_christoffel_vectors_under_a_memory_budget_are_the_same():
     z, v = randn(50, 2), randn(50, 2, seed=1)
     whole = Pullback(mlp()).christoffel(z, v, v)
     assert torch.allclose(Pullback(mlp(), memory=5_000).christoffel(z, v, v), whole, rtol=1e-10, atol=1e-12)
+
+
+def test_products_of_jacobians_are_nan_where_the_output_is():
+    # its derivative may look finite there: a warning of a dead latent dimension would follow
+    metric = Pullback(lambda z: torch.where(z > 1, torch.nan, 2 * z))
+    z = torch.tensor([[[0.0, 0.0], [0.5, 2.0], [0.1, 0.1]]], dtype=torch.float64)
+    same = metric.grams(z)[0]
+    assert torch.isfinite(same[0, [0, 2]]).all()
+    assert torch.isnan(same[0, 1]).all()

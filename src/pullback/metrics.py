@@ -249,11 +249,12 @@ class Pullback(Metric):
         n, d = z.shape[-2:]
 
         def products(z: Tensor) -> tuple[Tensor, ...]:
-            _, *flat = self._columns(z.reshape(-1, d))
+            values, *flat = self._columns(z.reshape(-1, d))
             columns = [tuple(x.reshape(len(z), n, -1) for x in column) for column in flat]
             here = [[tuple(x[:, : n - k] for x in column) for column in columns] for k in range(3)]
             there = [[tuple(x[:, k:] for x in column) for column in columns] for k in range(1, 3)]
-            return _products(here[0], here[0]), _products(here[1], there[0]), _products(here[2], there[1])
+            same = _products(here[0], here[0]) + _nan_outside(values).reshape(len(z), n, 1, 1)
+            return same, _products(here[1], there[0]), _products(here[2], there[1])
 
         curves = max(1, self._chunk(z, d) // max(n, 1))
         with torch.no_grad():

@@ -236,8 +236,9 @@ def log(
     start, end = (points.detach() for points in _checks.pairs(z, w))
     zero = torch.zeros(1, dtype=start.dtype, device=start.device)
     velocity = path.curve.velocity(zero)[..., 0, :]
-    velocity = torch.where(path.converged[..., None], velocity, torch.nan)
-    moving = path.converged & (start != end).any(-1)
+    apart = (start != end).any(-1)
+    velocity = torch.where(path.converged[..., None], torch.where(apart[..., None], velocity, 0), torch.nan)
+    moving = path.converged & apart
     if polish and moving.any():
         tol = max(tol, _EPSILONS * torch.finfo(start.dtype).eps)
         polished, codes, evaluations, raised = _polish(metric, start[moving], end[moving], velocity[moving], tol)
@@ -277,15 +278,9 @@ def _look(metric: Metric, start: Tensor, end: Tensor) -> None:
         metric.points_at_once(start)
         return
     looks = torch.linspace(0, len(points) - 1, min(_LOOKS, len(points)), device=points.device).long()
-    errors = []
-    for k in looks:
-        try:
-            metric.points_at_once(points[k])
-        except ValueError as error:
-            errors.append(error)
-        else:
-            return
-    raise errors[0]
+    _, seen, error = by_halves(lambda rows: metric.points_at_once(points[rows]), looks)
+    if error is not None and all(size is None for size in seen):
+        raise error
 
 
 def _said(raised: list[Exception]) -> str:

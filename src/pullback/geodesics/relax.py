@@ -157,7 +157,7 @@ def _warn_of_rank(g: Tensor) -> None:
             "in some latent direction, so that lengths in it are zero and geodesics are not unique. A dead latent "
             "dimension? Leave it out.",
             _checks.RankWarning,
-            stacklevel=5,
+            stacklevel=9,
         )
 
 

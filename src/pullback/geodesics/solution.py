@@ -60,7 +60,8 @@ class Solution:
         iterations: Steps of the solver.
         evaluations: Decoder evaluations: 1 a point, 1 more a tangent, 2 more a gradient. From several starts: of all.
         candidates: Lengths (..., K) of what was found from each of K starts, NaN where nothing was; the shortest is the
-            curve here. None if there was one start.
+            curve here. Starts that lead to curves within 6% of the distance of their ends count as the same. None if
+            there was one start.
     """
 
     curve: Curve
