@@ -281,18 +281,20 @@ def test_t18_all_ways_to_a_jacobian_agree(name):
     f, z, h = layers(name), points(4, 2), 1e-6
     j = jacobian(f, z)
     for mode in (torch.func.jacfwd, torch.func.jacrev):
-        assert torch.allclose(torch.stack([mode(lambda y: f(y[None])[0])(point) for point in z]), j, atol=1e-12)
+        assert torch.allclose(torch.stack([mode(lambda y: f(y[None])[0])(point) for point in z]), j, rtol=0, atol=1e-12)
     basis = [e.expand(4, 2) for e in torch.eye(2, dtype=F64)]
-    assert torch.allclose(torch.stack(jvp(f, z, tuple(basis)), -1), j, atol=1e-12)
-    assert torch.allclose(torch.stack([(f(z + h * e) - f(z - h * e)) / (2 * h) for e in basis], -1), j, atol=1e-7)
-    assert torch.allclose(pb.Pullback(f).matrix(z), j.mT @ j, atol=1e-12)
+    assert torch.allclose(torch.stack(jvp(f, z, tuple(basis)), -1), j, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        torch.stack([(f(z + h * e) - f(z - h * e)) / (2 * h) for e in basis], -1), j, rtol=0, atol=1e-7
+    )
+    assert torch.allclose(pb.Pullback(f).matrix(z), j.mT @ j, rtol=0, atol=1e-12)
 
 
 def test_t18_the_jacobian_of_two_layers_is_that_of_the_formula():
     # as above, by W_2 diag(softplus') W_1
     f, z = layers("softplus"), points(4, 2)
     slopes = torch.sigmoid(f[0](z))
-    assert torch.allclose(jacobian(f, z), f[2].weight @ (slopes[..., None] * f[0].weight), atol=1e-13)
+    assert torch.allclose(jacobian(f, z), f[2].weight @ (slopes[..., None] * f[0].weight), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["batch norm", "gelu and dropout", "group norm", "softmax"])
@@ -301,8 +303,8 @@ def test_t19_the_metric_at_a_point_does_not_depend_on_the_other_points(name):
     f, z = layers(name), points(5, 2)
     together = pb.Pullback(f).matrix(z)
     for i in range(5):
-        assert torch.allclose(pb.Pullback(f).matrix(z[i]), together[i], atol=1e-13)
-        assert torch.allclose(pb.Pullback(f).matrix(z[[i, 0]])[0], together[i], atol=1e-13)
+        assert torch.allclose(pb.Pullback(f).matrix(z[i]), together[i], rtol=0, atol=1e-13)
+        assert torch.allclose(pb.Pullback(f).matrix(z[[i, 0]])[0], together[i], rtol=0, atol=1e-13)
     if name in ("batch norm", "gelu and dropout"):
         with pytest.raises(ValueError, match="training mode"):
             pb.Pullback(f.train()).matrix(z)
@@ -312,12 +314,8 @@ def tensors_in(result):
     return [t for t in (result if isinstance(result, tuple) else (result,)) if isinstance(t, torch.Tensor)]
 
 
-to_do = pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="graphs.py and shoot.py name no device")
-cases = [pytest.param(n, marks=to_do) if "graph" in n or n == "shoot" else n for n in CALLS]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("name", cases)
+@pytest.mark.parametrize("name", CALLS)
 def test_t20_t21_results_follow_the_points_and_no_tensor_is_made_without_device_and_dtype(name, dtype):
     # several peers make tensors on the CPU, take a GPU for granted, or cast all to float32
     expected, scene = tensors_in(CALLS[name](Scene(dtype))), Scene(dtype)
@@ -452,8 +450,9 @@ def test_t34_every_option_of_a_solver_is_reached_from_the_top_level_calls(kind, 
     monkeypatch.setattr(kind, "solve", lambda self, *a, **k: (seen.append((self, k["tol"])), solve(self, *a, **k))[1])
     metric, (a, b) = pb.Pullback(pb.surfaces.Sphere()), points(2, 2, scale=0.2)
     for call in (pb.geodesic, pb.distance, pb.log):
+        seen.clear()
         call(metric, a, b, solver=given, tol=1e-3)
-        assert set(seen) == {(given, min(1e-3, seen[0][1]))}
+        assert set(seen) == {(given, 1e-3)}
         assert {"tol", "init", "starts", "progress"} <= set(inspect.signature(call).parameters)
 
 
@@ -500,8 +499,8 @@ def test_t41_graphs_work_in_many_dimensions_stay_sparse_and_let_errors_through(d
     graph = pb.knn_graph(pb.Pullback(plane), codes)
     found, exact = graph.distances(0), plane.distance(codes[:1], codes)
     assert (found >= exact - 1e-12).all()
-    assert (found[1:] / exact[1:]).mean() < 1.3
-    assert graph.edges.nnz < 2 * 16 * 300 + 1
+    assert (found[1:] / exact[1:]).mean() < 1.15
+    assert graph.edges.nnz <= 2 * 16 * 300
 
     def broken(z):
         if len(z) > 3:  # not when it is looked at

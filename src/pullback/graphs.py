@@ -101,7 +101,7 @@ class Graph:
         """
         index = _checks.indices(sources, len(self.points), "sources")
         found: Any = dijkstra(self.edges, directed=True, indices=index.reshape(-1))
-        return torch.as_tensor(found.reshape(*index.shape, len(self.points))).to(self.points)
+        return torch.from_numpy(found.reshape(*index.shape, len(self.points))).to(self.points)
 
     def path(self, i: int, j: int) -> Tensor:
         """The points on a shortest path from point i to point j, both included.
@@ -223,8 +223,8 @@ class Graph:
             travelled = np.concatenate((far[local[:, None], stops], total[rows, None]), 1)
             where = torch.as_tensor(rows, device=start.device)
             broken = torch.cat((places[torch.as_tensor(stops, device=start.device)], end[where, None]), 1)
-            nodes[where] = _equal_steps(broken, torch.as_tensor(travelled).to(start), n_segments)
-        return nodes, torch.as_tensor(total).to(start)
+            nodes[where] = _equal_steps(broken, torch.from_numpy(travelled).to(start), n_segments)
+        return nodes, torch.from_numpy(total).to(start)
 
     def _extended(self, near: Array, lengths: Array) -> csr_array:
         """The edges and those out of new points to near ones (m, k): none comes in, and no path leads through two."""

@@ -78,7 +78,7 @@ def geodesic(
         on_interrupt: What Ctrl-C does: "raise", or "keep" the pairs that are finished; the others are INTERRUPTED.
 
     Returns:
-        Curves, lengths, errors, status: one entry a pair. A pair that failed has NaN and a status that says why.
+        Curves, lengths, errors and a status for each pair. A pair that failed has NaN and a status that says why.
 
     Raises:
         ValueError: When the points do not fit each other, the decoder or `init`. What the decoder raises on all pairs

@@ -113,8 +113,9 @@ def exp(
         progress: Whether to show a bar.
 
     Returns:
-        Curves, ends, lengths, errors, status: one entry a vector. A geodesic that leaves the region where the metric is
-        regular, or runs to infinity, has NaN for an end, a status that says why, and the part of the curve that exists.
+        Curves, ends, lengths, errors and a status for each vector. A geodesic that leaves the region where the metric
+        is regular, or runs to infinity, has NaN for an end, a status that says why, and the part of the curve that
+        exists.
         Nothing carries gradients.
 
     Raises:

@@ -276,7 +276,7 @@ def _differences(range_: _Range, shot: _Shot) -> _Shot:
     """The inverse of the derivative of exp, formed anew from d + 1 trajectories in one batch."""
     batch, d = shot.velocity.shape
     apart = _APART * shot.velocity.norm(dim=-1)
-    bundle = torch.cat((torch.zeros_like(shot.inverse[:, :1]), torch.eye(d).to(shot.inverse).expand(batch, d, d)), 1)
+    bundle = torch.cat((torch.zeros_like(shot.inverse[:, :1]), torch.ones_like(shot.inverse[:, 0]).diag_embed()), 1)
     velocities = shot.velocity[:, None] + apart[:, None, None] * bundle
     every = torch.arange(batch, device=apart.device).repeat_interleave(d + 1)
     tol = torch.full_like(apart, _ROUGH)
