@@ -258,7 +258,6 @@ def test_a_trajectory_can_be_copied_and_pickled():
         ({"max_steps": 0}, "`max_steps`"),
         ({"n_segments": 0}, "`n_segments`"),
         ({"v": torch.zeros(3, dtype=F64)}, "latent dimension"),
-        ({"v": torch.full((2,), torch.nan, dtype=F64)}, "NaN"),
         ({"z": torch.zeros(2)}, "dtype"),
     ],
 )
@@ -266,6 +265,25 @@ def test_what_cannot_be_done_is_refused(change, text):
     arguments = {"z": torch.zeros(2, dtype=F64), "v": torch.ones(2, dtype=F64), **change}
     with pytest.raises(ValueError, match=text):
         exp(pb.Pullback(mlp()), arguments.pop("z"), arguments.pop("v"), **arguments)
+
+
+def test_a_vector_that_is_not_finite_fails_alone():
+    # a logarithm that failed is NaN; the others go on
+    metric, z, v = pb.Pullback(mlp()), points(3, 2), points(3, 2)
+    v[1, 0] = torch.nan
+    with pytest.warns(pb.GeodesicWarning, match=r"not finite: the vector is.*rows 1\)"):
+        lost = exp(metric, z, v)
+    assert lost.status.tolist() == [pb.Status.CONVERGED, pb.Status.NOT_FINITE, pb.Status.CONVERGED]
+    assert lost.end.isnan().all(1).tolist() == [False, True, False]
+    assert torch.allclose(lost.end[2], exp(metric, z[2], v[2]).end, rtol=1e-12)
+
+
+def test_on_a_decoder_with_creases_the_speed_is_not_kept_and_that_is_said():
+    relu = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 50)).double()
+    with pytest.warns(pb.GeodesicWarning, match="does not see creases"):
+        flight = exp(pb.Pullback(relu), -2 * torch.ones(2, dtype=F64), 4 * torch.ones(2, dtype=F64))
+    assert flight.status is pb.Status.NON_SMOOTH
+    assert flight.end.isnan().all()
 
 
 def test_a_decoder_is_no_metric():

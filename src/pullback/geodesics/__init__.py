@@ -39,6 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SOLVERS = {"relax": Relax, "collocate": Collocate, "shoot": Shoot, "georce": Georce, "newton": Newton}
+_OTHER = 0.01  # relative difference of lengths from which on a shot has followed another geodesic
 _EPSILONS = 32  # a smaller tolerance of log, in units of the dtype's rounding, is not met
 _LOOKS = 16  # points at most to show to a decoder that raises errors, before these are the user's
 
@@ -75,7 +76,8 @@ def geodesic(
         init: What to start from: curves (..., T + 1, d) with the same ends, as of an earlier solution, or a graph.
         starts: The same for one or several: "straight", "bends" (to each side), curves, a graph. Each is solved for.
         progress: Whether to show a bar.
-        on_interrupt: What Ctrl-C does: "raise", or "keep" the pairs that are finished; the others are INTERRUPTED.
+        on_interrupt: What Ctrl-C does: "raise", or "keep" the pairs that are finished, in blocks of 256 (on a GPU of
+            16,384); the others are INTERRUPTED.
 
     Returns:
         Curves, lengths, errors and a status for each pair. A pair that failed has NaN and a status that says why.
@@ -209,7 +211,7 @@ def log(
         init: The same.
         starts: The same.
         polish: Whether the velocity is corrected by shooting. Without, it is that of the curve, known to a per cent
-            or so, at a tenth of the cost; decoders with creases allow no more.
+            or so, at a tenth of the cost; it is also what decoders with creases get.
         full: Whether to return the curves as well.
         progress: Whether to show a bar.
 
@@ -223,7 +225,8 @@ def log(
         GeodesicWarning: When some pair failed; it lists which, why and what to try.
 
     Cost:
-        That of :func:`geodesic`, then d + 4 integrations of the geodesic equation, see :func:`exp`.
+        That of :func:`geodesic`, then d + 4 integrations of the geodesic equation, see :func:`exp`: on a VAE with d = 2
+        about 40,000 evaluations a pair, 1,400 with ``polish=False``.
 
     Example:
         >>> import pullback as pb
@@ -238,13 +241,18 @@ def log(
     velocity = path.curve.velocity(zero)[..., 0, :]
     apart = (start != end).any(-1)
     velocity = torch.where(path.converged[..., None], torch.where(apart[..., None], velocity, 0), torch.nan)
-    moving = path.converged & apart
+    moving = (path.converged & apart) & (path.codes != Status.NON_SMOOTH.code)  # creases bend no geodesic equation
     if polish and moving.any():
         tol = max(tol, _EPSILONS * torch.finfo(start.dtype).eps)
         polished, codes, evaluations, raised = _polish(metric, start[moving], end[moving], velocity[moving], tol)
-        velocity[moving] = polished
-        path.evaluations[moving] += evaluations
+        path.evaluations[moving] += evaluations + 4
+        speed = metric.norm(start[moving], polished.nan_to_num())
+        other = (speed - path.length[moving]).abs() > path.length_error[moving] + _OTHER * path.length[moving]
+        codes[other & (codes == Status.CONVERGED.code)] = (
+            Status.STALLED.code
+        )  # it hit by another geodesic, or by a crease
         failed = codes != Status.CONVERGED.code
+        velocity[moving] = torch.where(failed[:, None], torch.nan, polished)
         if failed.any():
             path.codes[moving] = torch.where(failed, codes, path.codes[moving])
             for values in (path.length, path.length_error, path.energy):

@@ -93,7 +93,7 @@ class DiscreteEnergy:
         right = torch.searchsorted(share, wanted).clamp(1, n_samples)
         low, high = share.gather(1, right - 1), share.gather(1, right)
         t = (right - 1 + (wanted - low) / (high - low).clamp_min(torch.finfo(z.dtype).tiny)) / n_samples
-        t = torch.where(length[:, -1:] > 0, t, wanted).clamp(0, 1)  # False for NaN
+        t = torch.where((length[:, -1:] > 0) & torch.isfinite(length[:, -1:]), t, wanted).clamp(0, 1)
         return Curve(self.nodes(curves(t))), whole
 
     def _chords(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

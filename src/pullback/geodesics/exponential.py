@@ -19,11 +19,14 @@ from pullback.types import Points, Tangents
 
 _SHARE = 0.3  # of the tolerance that one step may err by
 _PESSIMISM = 0.2  # the estimate is that of a fourth-order method, the solution is of fifth order
+_DRIFT = 100.0  # relative change of the energy, in units of the tolerance, that no smooth decoder shows
+_LEAST_DRIFT = 1e-6
 _REASONS = {
     Status.CONVERGED: "converged: the geodesic reached its end",
     Status.STALLED: "blew up: steps became too small, as where a geodesic runs to infinity in finite time",
     Status.MAX_STEPS: "out of steps: try a larger max_steps, a larger tol or a shorter vector",
-    Status.NOT_FINITE: "not finite: at the start the metric is singular, or the decoder returns NaN or infinity",
+    Status.NOT_FINITE: "not finite: the vector is, or at the start the metric is singular or the decoder NaN",
+    Status.NON_SMOOTH: "not smooth: the speed is not kept, for the geodesic equation does not see creases (ReLU)",
     Status.LEFT_DOMAIN: "left the domain: the geodesic meets points where the metric is singular or not finite",
 }
 
@@ -136,6 +139,9 @@ def exp(
     """
     if not isinstance(metric, Metric):
         raise _checks.not_a_metric(metric)
+    lost = ~torch.isfinite(v).all(-1) if isinstance(v, Tensor) else None  # as logarithms are that failed
+    if lost is not None and lost.any():
+        v = v.masked_fill(lost[..., None], 0)
     z, v = _checks.tangents(z, ("v", v))
     _checks.relative(tol, "tol")
     _checks.positive(max_steps, "max_steps")
@@ -145,6 +151,8 @@ def exp(
     z, v = z.detach().reshape(-1, d), v.detach().reshape(-1, d)
     tols = torch.full_like(z[:, 0], tol)
     trajectory = launch(metric, z, v, tol=tols, max_steps=max_steps, n_segments=n_segments, progress=progress)
+    if lost is not None and lost.any():
+        _lose(trajectory, lost.expand(batch).reshape(-1))
     shaped = (t.reshape((*batch, *t.shape[1:])) for t in _tensors(trajectory))
     trajectory = Trajectory(Curve(trajectory.curve.nodes.reshape((*batch, n_segments + 1, d))), *shaped)
     if not trajectory.converged.all():
@@ -172,6 +180,10 @@ def launch(
     later[arrived], local[arrived] = _at_the_end(metric, end, velocity, way.error[arrived, :d])
 
     length, drift = root(square), (later / square - 1).abs()
+    creased = drift > (_DRIFT * tol[moving]).clamp_min(max(_LEAST_DRIFT, 1e4 * torch.finfo(z.dtype).eps))
+    codes = torch.where(creased, Status.NON_SMOOTH.code, way.codes)
+    state = torch.where(creased[:, None], torch.nan, state)
+    length = length.masked_fill(creased, torch.nan)
 
     def filled(rest: Tensor, part: Tensor) -> Tensor:
         rest = rest.clone()
@@ -186,7 +198,7 @@ def launch(
         filled(zero, length),
         filled(zero, 2 * length * drift + _PESSIMISM * local),
         filled(zero, drift),
-        filled(none, way.codes),
+        filled(none, codes),
         filled(torch.ones_like(zero), way.time),
         filled(none, way.calls * cost + arrived * (4 + metric.gram_cost(d))),
     )
@@ -218,6 +230,13 @@ def describe(codes: Tensor, success: str) -> str:
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             lines.append(f"{len(rows)} {reason} (rows {shown})")
     return "; ".join(lines)
+
+
+def _lose(trajectory: Trajectory, rows: Tensor) -> None:
+    """Mark those geodesics whose velocity was not finite."""
+    trajectory.codes[rows] = Status.NOT_FINITE.code
+    for values in (trajectory.end, trajectory.velocity, trajectory.length, trajectory.error, trajectory.drift):
+        values[rows] = torch.nan
 
 
 def _at_the_end(metric: Metric, z: Tensor, v: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pullback import _checks
 from pullback.curves import Curve
 from pullback.geodesics.energy import DiscreteEnergy, Grams
 from pullback.geodesics.solution import Solution, Status
-from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize
+from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize, noise
 from pullback.metrics import Metric
 
 _LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
@@ -65,7 +65,7 @@ class Relax(GeodesicSolver):
 
     def __post_init__(self) -> None:
         for name in ("first_segments", "max_segments", "max_steps", "max_evaluations", "memory"):
-            _checks.positive(getattr(self, name), name)
+            _checks.at_least(getattr(self, name), 1, name)
         n = self.first_segments
         if n & (n - 1) or not 4 <= n <= self.max_segments:
             raise ValueError(
@@ -220,7 +220,8 @@ class _Record:
         self.gaps[rows] = torch.cat((gap[:, None], self.gaps[rows, :-1]), 1)
         self.fine[rows] = 2 * state.z.shape[1] > _FEWEST_SAMPLES
         nothing = (2 * state.energy).sqrt() <= energy.rounding(state.z.shape[1] + 1)  # no length at all
-        near = ((_LEFT_OVER * gap <= self.tol) | nothing).nonzero().reshape(-1)
+        enough = torch.maximum(noise(energy, state), torch.full_like(gap, self.tol))
+        near = ((_LEFT_OVER * gap <= enough) | nothing).nonzero().reshape(-1)
         if not len(near):
             return settled, saddle, state
         step, stiffness = bend(energy.select(near), state.select(near))
@@ -229,7 +230,7 @@ class _Record:
         # a step of a model that is too stiff by the factor s leaves (1 - 1/s)^2 of a gap that is s times as large
         soft = 1 / stiffness.clamp(_SADDLE, 1)
         left = (soft * (1 - 1 / soft).square()).clamp_min(_LEFT_OVER) * gap[near]
-        good = ~saddle[near] & ((left <= self.tol) | nothing[near])
+        good = ~saddle[near] & ((left <= enough[near]) | nothing[near])
         if good.any():
             ready = near[good]
             settled[ready] = self._measure(rows[ready], energy.select(ready), state.select(ready), left[good])
@@ -250,7 +251,9 @@ class _Record:
         if not len(rows):
             return
         minimal = codes == Status.CONVERGED.code
+        out_of_evaluations = self.left(rows) <= 0
         self.codes[rows] = torch.where(minimal, Status.WALL.code, codes)
+        self.codes[rows[minimal & out_of_evaluations]] = Status.MAX_STEPS.code
         told = torch.zeros_like(minimal)
         told[minimal] = self.measure_roughly(rows[minimal], energy.select(minimal), state.select(minimal))
         self.nodes.append((rows[~told], energy.nodes(state.z)[~told]))
@@ -267,11 +270,14 @@ class _Record:
         broken = torch.minimum((length - claimed).clamp_min(0), length * Minimizer.relative_gap(state))
         # the finer length, of fourth order, is off by a fifteenth of the difference; an energy that is wrong by a share
         # moves its minimum by the square of that; the last step leaves a part of the gap, and may not keep its promise
-        estimate = off / 15 + length * (share.square() + left) + broken
+        estimate = (off / 15 + length * (share.square() + left) + broken).nan_to_num()  # no length at all
         rounding = energy.rounding(n)
-        settled = (estimate <= self.tol * length) & (length <= (1 + _DETOUR) * self.longest[rows] + rounding)
+        error = _SAFETY * estimate + rounding
+        settled = (estimate <= self.tol * length + rounding) & (length <= (1 + _DETOUR) * self.longest[rows] + rounding)
         settled |= length <= rounding
-        self._enter(rows[settled], Status.CONVERGED, length[settled], (_SAFETY * estimate + rounding)[settled])
+        known = (error <= _SAFETY * self.tol * length + torch.finfo(length.dtype).tiny) | (length == 0)
+        for status, which in ((Status.CONVERGED, settled & known), (Status.ROUNDING, settled & ~known)):
+            self._enter(rows[which], status, length[which], error[which])
         self.energy[rows[settled]] = value[settled]
         self.nodes.append((rows[settled], curves.nodes[settled]))
         return settled

@@ -83,6 +83,8 @@ class Shoot(GeodesicSolver):
         curves[hit, -1] = end[hit]
         evaluations = shot.evaluations.clone()
         evaluations[hit] += last.evaluations
+        missed = error > 10 * tol * length + 100 * torch.finfo(length.dtype).eps * length
+        codes[missed & (codes == Status.CONVERGED.code)] = Status.STALLED.code
         failed = codes != Status.CONVERGED.code
         length, error = (x.masked_fill(failed, torch.nan) for x in (length, error))
         return Solution(Curve(curves), length, error, 0.5 * length**2, codes, shot.steps, evaluations)

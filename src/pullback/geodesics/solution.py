@@ -18,7 +18,10 @@ class Status(Enum):
     """How the solution of one curve ended; the value is the sentence that explains it."""
 
     CONVERGED = "converged: the length is within its error of that of a geodesic"
-    STALLED = "stalled: no step lowers the energy any further; try float64 or a larger tol"
+    STALLED = (
+        "stalled: no step lowers the energy, or the miss, any further, as at a saddle or beyond a conjugate point; try "
+        "other starts, float64 or a larger tol"
+    )
     MAX_STEPS = (
         "out of steps: the energy was still falling; try other starts (a graph, bends), Relax(max_steps=..., "
         "max_evaluations=...) or a larger tol"
@@ -33,8 +36,12 @@ class Status(Enum):
         "walls, so that its length is known to its error only, not to tol"
     )
     LEFT_DOMAIN = "left the domain: the curve ends where the decoder gives no finite values any more"
-    RAISED = "raised: the decoder raised an error on this curve, and on no other"
+    RAISED = "raised: the decoder raised an error on this curve"
     INTERRUPTED = "interrupted: the curve was not finished"
+    ROUNDING = (
+        "converged as far as rounding allows: the features differ too little for their size, so that the length is "
+        "known to its error only, not to tol; use float64, or subtract a constant from the decoder's output"
+    )
 
     @property
     def code(self) -> int:
@@ -80,8 +87,9 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """Which curves converged, smoothly or as far as creases allow: bool (...)."""
-        return (self.codes == Status.CONVERGED.code) | (self.codes == Status.NON_SMOOTH.code)
+        """Which curves converged, to tol or as far as creases or rounding allow: bool (...)."""
+        usable = (Status.CONVERGED, Status.NON_SMOOTH, Status.ROUNDING)
+        return torch.stack([self.codes == status.code for status in usable]).any(0)
 
     @property
     def message(self) -> str:
@@ -137,7 +145,10 @@ class Solution:
         known = self.candidates.double()
         gap = known.nan_to_num(-torch.inf).amax(-1) / known.nan_to_num(torch.inf).amin(-1) - 1
         apart = gap > (2 * self.length_error / self.length).double().clamp_min(_SAME)
-        n_starts = known.shape[-1]
+        n_starts, found = known.shape[-1], torch.isfinite(known).sum(-1)
+        if not (found > 1).any():
+            return [f"starts: {n_starts}, of which {int(found.max()) if found.numel() else 0} led to a geodesic"]
+        apart &= found > 1
         if not apart.any():
             return [f"starts: {n_starts}, all of the same length within the errors"]
         largest = 100 * float(gap[apart].max())

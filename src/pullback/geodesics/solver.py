@@ -134,7 +134,7 @@ class Minimizer:
         codes = torch.full_like(state.iterations, RUNNING)
         codes[(state.iterations >= self.max_steps) | (state.evaluations >= state.limit)] = Status.MAX_STEPS.code
         codes[state.failures >= 2] = Status.STALLED.code
-        codes[self.relative_gap(state) <= torch.maximum(state.goal, _noise(energy, state))] = Status.CONVERGED.code
+        codes[self.relative_gap(state) <= torch.maximum(state.goal, noise(energy, state))] = Status.CONVERGED.code
         codes[~torch.isfinite(state.energy)] = Status.NOT_FINITE.code
         return codes
 
@@ -190,13 +190,13 @@ def _line_search(energy: DiscreteEnergy, state: State) -> State:
     evaluations = state.evaluations.clone()
     size = torch.ones_like(value)
     todo = torch.arange(batch, device=z.device)
-    noise = _noise(energy, state) * value
+    rounding = noise(energy, state) * value
     for _ in range(12):
         trial = state.z[todo] + size[todo, None, None] * state.direction[todo]
         e, g = energy.select(todo).value_and_gradient(trial) if len(todo) < batch else energy.value_and_gradient(trial)
         evaluations[todo] += 3 * z.shape[1]
         promised = size[todo] * state.decrement[todo]
-        good = e <= state.energy[todo] - 1e-4 * promised + noise[todo]  # False for NaN
+        good = e <= state.energy[todo] - 1e-4 * promised + rounding[todo]  # False for NaN
         z[todo[good]], value[todo[good]], gradient[todo[good]] = trial[good], e[good], g[good]
         # minimum of the parabola through the two energies and the slope
         curvature = (e - state.energy[todo] + promised).nan_to_num(torch.inf, torch.inf)
@@ -263,7 +263,7 @@ def _inverse_hessian(state: State, weights: Tensor) -> Tensor:
     return q
 
 
-def _noise(energy: DiscreteEnergy, state: State) -> Tensor:
+def noise(energy: DiscreteEnergy, state: State) -> Tensor:
     """The relative rounding error (B,) of each energy."""
     length = (2 * state.energy).clamp_min(torch.finfo(state.energy.dtype).tiny).sqrt()
     return (energy.rounding(state.z.shape[1] + 1) / length).clamp(torch.finfo(length.dtype).eps, 1)

@@ -13,7 +13,7 @@ from pullback.curves import squared_chords
 from pullback.geodesics.batch import put_together, solve_pairs
 from pullback.geodesics.energy import DiscreteEnergy
 from pullback.geodesics.relax import Relax
-from pullback.geodesics.solution import Solution, _listed
+from pullback.geodesics.solution import Solution, Status, _listed
 from pullback.metrics import Metric
 
 _TIGHTER = 100.0  # times the tolerance of the second look
@@ -106,10 +106,14 @@ def verify(metric: Metric, path: Solution, *, progress: bool = False) -> Verific
         raise TypeError(f"`path` is a {type(path).__name__}: give the Solution that geodesic(...) returned.")
     batch = path.length.shape
     flat = path.reshape(torch.Size([path.length.numel()]))
-    single, double = squared_chords(metric, flat.curve.resample(_SAMPLES).nodes)
-    measured = chord_length(single, double)
     ends = flat.curve.nodes[:, 0], flat.curve.nodes[:, -1]
-    slack = _BETWEEN * flat.length + DiscreteEnergy.between(metric, *ends).rounding(_SAMPLES)
+    measured, rounding = torch.full_like(flat.length, torch.nan), torch.zeros_like(flat.length)
+    fit = (flat.codes != Status.RAISED.code).nonzero().reshape(-1)
+    if len(fit):
+        measured[fit] = chord_length(*squared_chords(metric, flat.curve[fit].resample(_SAMPLES).nodes))
+        rounding[fit] = DiscreteEnergy.between(metric, *(points[fit] for points in ends)).rounding(_SAMPLES)
+    measured[(ends[0] == ends[1]).all(1)] = 0  # splines through one point leave it by rounding
+    slack = _BETWEEN * flat.length + rounding
     best, shorter = _again(metric, flat, progress)
     allowed = torch.maximum(flat.length_error, best.length_error)
     change = (flat.length - best.length) / best.length
@@ -127,6 +131,9 @@ def _again(metric: Metric, path: Solution, progress: bool) -> tuple[Solution, Te
     spent = torch.zeros_like(path.evaluations)
     found, where = [path], [torch.arange(len(shorter), device=shorter.device)]
     for tol, rows in _by_error(path):
+        rows = rows[path.codes[rows] != Status.RAISED.code]  # it would raise again
+        if not len(rows):
+            continue
         given = path[rows]
         start, end = given.curve.nodes[:, 0], given.curve.nodes[:, -1]
         tighter = max(tol / _TIGHTER, _TIGHTEST)
