@@ -180,7 +180,7 @@ def measured(record: Record, best: Tensor, tol: float) -> Record:
 
 def run(key: str, store: Store, options: argparse.Namespace) -> tuple[list[str], Record]:
     """One problem: the lines of its table, and the results by contestant."""
-    n, budget = options.pairs, options.budget
+    n, budget = options.pairs.get(key, options.pairs[""]), options.budget
     problem = PROBLEMS[key]()
     graph_of(problem)
     referee = referees(key, problem, n, store, options.checked)
@@ -272,11 +272,17 @@ def write(text: str) -> None:
     PAGE.write_text(f"{head}{MARK}\n\n{text}{tables}")
 
 
+def _pairs(text: str) -> dict[str, int]:
+    """How many pairs by problem; the empty name stands for the others."""
+    first, *others = text.split(",")
+    return {"": int(first)} | {name: int(n) for name, n in (other.split("=") for other in others)}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="names, with commas between")
     parser.add_argument("--peers", default=",".join(CONTESTANTS), help="names, with commas between")
-    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--pairs", type=_pairs, default="100", help="of each problem; then exceptions: 100,islands=40")
     parser.add_argument("--wide", type=int, default=0, help="this package and the reference alone, on so many pairs")
     parser.add_argument("--budget", type=float, default=300.0, help="seconds of a contestant on a problem")
     parser.add_argument("--checked", type=int, default=CHECKED, help="pairs that an independent solver looks at")
@@ -307,7 +313,7 @@ def main(report: Callable[[str], None] = print) -> None:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, one thread, float64"
     command = " ".join(["python tests/benchmarks/race.py", *sys.argv[1:]])
     table = bars.table(results)
-    title = f"## {datetime.date.today():%Y-%m-%d}: the race, {options.pairs} pairs a problem"
+    title = f"## {datetime.date.today():%Y-%m-%d}: the race, {options.pairs['']} pairs a problem"
     text = "\n".join([title, "", f"`{command}`; {versions}.", "", *table, "", *sections])
     report("\n".join(table))
     if not options.dry:
