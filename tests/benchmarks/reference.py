@@ -115,6 +115,13 @@ def sagged(problem: Problem, nodes: Tensor, n: int = 64, finer: int = 8, max_ste
 
 
 def _quadratic(problem: Problem, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Energy, gradient and Gauss-Newton matrix of many curves, four at a time: one may take 100 MB."""
+    parts = [_quadratic_of_few(problem, part, weights) for part in z.split(4)]
+    energy, gradient, matrix = (torch.cat(values) for values in zip(*parts, strict=True))
+    return energy, gradient, matrix
+
+
+def _quadratic_of_few(problem: Problem, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Energy (B,), its gradient (B, m) and Gauss-Newton matrix (B, m, m) by the m coordinates of the inner nodes."""
     batch, d, jvp = len(z), z.shape[2], torch.func.jvp
     y = weights @ z
@@ -127,7 +134,8 @@ def _quadratic(problem: Problem, z: Tensor, weights: Tensor) -> tuple[Tensor, Te
     chords = x.diff(dim=1)
     tension = torch.nn.functional.pad(chords, (0, 0, 1, 0)) - torch.nn.functional.pad(chords, (0, 0, 0, 1))
     inner = weights[:, 1:-1]
-    gradient = 2 * n * torch.einsum("sp,bsDa,bsD->bpa", inner, j, tension)
+    pulled = (j.mT @ tension[..., None])[..., 0]  # before the sum over samples, or einsum makes an array of all indices
+    gradient = 2 * n * torch.einsum("sp,bsa->bpa", inner, pulled)
     # each chord has the residual J_{i+1} w_{i+1} - J_i w_i, of which the matrix is the sum of squares
     same = j.mT @ j
     next_one = j[:, :-1].mT @ j[:, 1:]
