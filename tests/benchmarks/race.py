@@ -311,7 +311,7 @@ def main(report: Callable[[str], None] = print) -> None:
         report("\n".join(text))
         sections += text
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, one thread, float64"
-    command = " ".join(["python tests/benchmarks/race.py", *sys.argv[1:]])
+    command = " ".join(["python tests/benchmarks/race.py", *sys.argv[1:]]).replace(f" --cache {options.cache}", "")
     table = bars.table(results)
     title = f"## {datetime.date.today():%Y-%m-%d}: the race, {options.pairs['']} pairs a problem"
     text = "\n".join([title, "", f"`{command}`; {versions}.", "", *table, "", *sections])
