@@ -120,6 +120,14 @@ def positive(value: float, name: str) -> None:
         raise ValueError(f"`{name}` is {value}: it must be positive.")
 
 
+def even_segments(n: int, most: int) -> None:
+    """Raise unless a number of segments is even, 4 or more and at most `max_segments`."""
+    if n % 2 or not 4 <= n <= most:
+        raise ValueError(
+            f"`n_segments` is {n}: it must be even, at least 4 and at most `max_segments`, which is {most}."
+        )
+
+
 def relative(value: float, name: str) -> None:
     """Raise unless value is a relative error: positive and below 1."""
     positive(value, name)

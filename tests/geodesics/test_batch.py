@@ -284,3 +284,10 @@ def test_a_bar_is_not_shown_for_every_half_of_a_block_that_raises(capsys):
         warnings.simplefilter("ignore", pb.GeodesicWarning)
         pb.geodesic(pb.Pullback(Limited(ValueError)), a, b, progress=True)
     assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("starts", ["straight", ("straight", "bends")])
+def test_progress_is_shown_from_one_start_and_from_several(starts, capsys):
+    a, b = torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    pb.geodesic(pb.Pullback(mlp()), a, b, starts=starts, progress=True)
+    assert "3/3" in capsys.readouterr().err

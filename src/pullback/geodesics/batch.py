@@ -53,15 +53,15 @@ def solve_pairs(
     blocks = apart.split(size) if len(apart) else ()
     found = [_at_rest(start, end)]
     where = [torch.arange(len(start), device=start.device)]
-    one = len(blocks) <= 1
+    alone = len(blocks) * len(nodes) <= 1  # then the solver's own bar tells more
     raised: list[Exception] = []
-    with tqdm(total=len(apart), desc="geodesics", unit="pair", disable=one or not progress) as bar:
+    with tqdm(total=len(apart), desc="geodesics", unit="pair", disable=alone or not progress) as bar:
         for i, rows in enumerate(blocks):
             pairs = start[rows], end[rows]
             parts: list[Solution] = []
             try:
                 for z in nodes:
-                    bar_here = one and progress and len(nodes) == 1
+                    bar_here = alone and progress
                     parts.append(_solve_unless_known(solver, metric, *pairs, z[rows], parts, raised, tol, bar_here))
             except KeyboardInterrupt:
                 if on_interrupt == "raise":
@@ -102,7 +102,8 @@ def _solve_unless_known(
     if len(rows):
         begun = draft.curve.nodes[rows] if draft.curve.n_segments > 1 else nodes[rows]
         found = _solve(solver, metric, start[rows], end[rows], begun, raised, tol=tol, progress=progress)
-        parts.append(replace(found, evaluations=found.evaluations + draft.evaluations[rows]))
+        spent = {name: getattr(found, name) + getattr(draft, name)[rows] for name in ("iterations", "evaluations")}
+        parts.append(replace(found, **spent))
         where.append(rows)
     return put_together(parts, where, 1)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from pullback.curves import Curve
+from pullback.geodesics.batch import put_together
 from pullback.geodesics.solution import Solution
 from pullback.geodesics.solver import GeodesicSolver
 from pullback.metrics import Metric
@@ -46,20 +47,9 @@ class Fallback(GeodesicSolver):
             if not len(failed):
                 break
             again = solver.solve(metric, start[failed], end[failed], tol=tol, nodes=nodes[failed], progress=progress)
-            solution = _merge(solution, again, failed)
+            spent = {
+                name: getattr(again, name) + getattr(solution, name)[failed] for name in ("iterations", "evaluations")
+            }
+            every = torch.arange(len(start), device=start.device)
+            solution = put_together([solution, replace(again, **spent)], [every, failed], 1)
         return solution
-
-
-def _merge(first: Solution, second: Solution, rows: Tensor) -> Solution:
-    """The first solution (B,) with the second in place of some rows, and what both spent there."""
-    n = max(first.curve.n_segments, second.curve.n_segments)
-    second = replace(
-        second,
-        curve=second.curve.resample(n),
-        iterations=second.iterations + first.iterations[rows],
-        evaluations=second.evaluations + first.evaluations[rows],
-    )
-    names = [f.name for f in fields(Solution) if f.name not in ("curve", "candidates")]
-    merged = {name: getattr(first, name).index_copy(0, rows, getattr(second, name)) for name in names}
-    nodes = first.curve.resample(n).nodes.index_copy(0, rows, second.curve.nodes)
-    return Solution(Curve(nodes), **merged)

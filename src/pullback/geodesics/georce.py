@@ -67,11 +67,7 @@ class Georce(GeodesicSolver):
             _checks.positive(getattr(self, name), name)
         if self.gradient_tol is not None:
             _checks.positive(self.gradient_tol, "gradient_tol")
-        if self.n_segments % 2 or not 4 <= self.n_segments <= self.max_segments:
-            raise ValueError(
-                f"`n_segments` is {self.n_segments}: it must be even, at least 4 and at most `max_segments`, which is "
-                f"{self.max_segments}."
-            )
+        _checks.even_segments(self.n_segments, self.max_segments)
 
     def solve(
         self, metric: Metric, start: Tensor, end: Tensor, *, tol: float, nodes: Tensor, progress: bool = False

@@ -65,11 +65,7 @@ class Newton(GeodesicSolver):
         for name in ("max_segments", "max_steps"):
             _checks.positive(getattr(self, name), name)
         first = self.n_segments if self.n_segments is not None else _FEWEST_SEGMENTS
-        if first % 2 or not 4 <= first <= self.max_segments:
-            raise ValueError(
-                f"`n_segments` is {self.n_segments}: it must be even, at least 4 and at most `max_segments`, which is "
-                f"{self.max_segments}."
-            )
+        _checks.even_segments(first, self.max_segments)
 
     def solve(
         self, metric: Metric, start: Tensor, end: Tensor, *, tol: float, nodes: Tensor, progress: bool = False
