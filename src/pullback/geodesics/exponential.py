@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pullback import _checks
+from pullback.chords import root
 from pullback.curves import Curve
 from pullback.geodesics.integrate import Integral, integrate
 from pullback.geodesics.solution import ConvergenceError, Status
-from pullback.metrics import Metric, root
+from pullback.metrics import Metric
 from pullback.types import Points, Tangents
 
 _SHARE = 0.3  # of the tolerance that one step may err by
