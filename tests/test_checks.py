@@ -1,8 +1,5 @@
-import functools
-
 import pytest
 import torch
-from torch import nn
 
 from pullback import _checks
 
@@ -100,73 +97,6 @@ def test_a_number_that_is_not_positive_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"`tol` is .*: it must be positive"):
         _checks.positive(value, "tol")
     _checks.positive(1e-300, "tol")
-
-
-class Method(nn.Module):
-    """A model whose decoder is a method."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.dropout = nn.Linear(2, 3), nn.Dropout()
-
-    def decode(self, z):
-        return self.dropout(self.layer(z))
-
-
-@pytest.mark.parametrize(
-    ("layer", "effect"),
-    [
-        (nn.BatchNorm2d(3), "depend on the whole batch"),
-        (nn.SyncBatchNorm(3), "depend on the whole batch"),
-        (nn.Dropout(0.1), "be random"),
-        (nn.AlphaDropout(0.1), "be random"),
-        (nn.RReLU(), "be random"),
-        (nn.MultiheadAttention(4, 2, dropout=0.1), "be random"),
-        (nn.GRU(3, 3, 2, dropout=0.1), "be random"),
-        (nn.InstanceNorm1d(3, track_running_stats=True), "change its running statistics"),
-        (nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), "change its running statistics"),
-    ],
-)
-def test_layers_that_act_otherwise_in_training_are_refused_in_training_only(layer, effect):
-    decoder = nn.Sequential(nn.Linear(2, 3), nn.Sequential(layer))
-    with pytest.raises(
-        ValueError, match=rf"training mode and holds \w+ \('1.0.*'\): .* {effect}. Call decoder.eval\(\)"
-    ):
-        _checks.evaluation_mode(decoder)
-    assert _checks.evaluation_mode(decoder.eval()) is False
-    layer.train()
-    with pytest.raises(ValueError, match="training mode"):
-        _checks.evaluation_mode(decoder)
-
-
-def test_other_layers_may_be_in_training_mode():
-    layers = nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3), nn.MultiheadAttention(4, 2), nn.GRU(3, 3)
-    assert _checks.evaluation_mode(nn.ModuleList(layers)) is True
-    assert _checks.evaluation_mode(lambda z: z) is False
-
-
-def test_the_module_behind_a_method_is_looked_at():
-    with pytest.raises(ValueError, match="holds Dropout"):
-        _checks.evaluation_mode(Method().decode)
-    assert _checks.evaluation_mode(Method().eval().decode) is False
-
-
-def test_points_that_the_decoder_has_another_dtype_or_device_for_are_refused():
-    z = torch.zeros(1, 2)
-    for decoder in (nn.Linear(2, 3).double(), Method().double().decode):
-        with pytest.raises(
-            ValueError, match=r"dtype float32 but the decoder has float64: use z.to\(torch.float64\) or"
-        ):
-            _checks.fits_decoder(z, decoder)
-    with pytest.raises(ValueError, match=r"points are on cpu but the decoder is on meta: use z.to\('meta'\) or"):
-        _checks.fits_decoder(z, nn.Linear(2, 3, device="meta"))
-
-
-def test_decoders_without_floating_point_weights_fit_all_points():
-    counter = nn.Module()
-    counter.register_buffer("n", torch.zeros((), dtype=torch.long))
-    for decoder in (nn.Linear(2, 3), nn.Tanh(), counter, torch.sin, functools.partial(torch.add, torch.ones(2))):
-        _checks.fits_decoder(torch.zeros(1, 2), decoder)
 
 
 def test_errors_say_what_came_what_is_wanted_and_what_to_do():

@@ -15,6 +15,7 @@ _HOMES = {
     "Curve": "curves",
     "energy": "curves",
     "length": "curves",
+    "Ensemble": "decoders",
     "Gaussian": "decoders",
     "Collocate": "geodesics",
     "ConvergenceError": "geodesics",
@@ -40,24 +41,32 @@ _HOMES = {
     "Graph": "graphs",
     "grid_graph": "graphs",
     "knn_graph": "graphs",
+    "Conformal": "metrics",
+    "FisherRao": "metrics",
+    "LocalVariance": "metrics",
+    "MatrixField": "metrics",
     "Metric": "metrics",
     "Pullback": "metrics",
+    "Tabulated": "metrics",
+    "CurvatureWarning": "_checks",
     "DerivativeWarning": "_checks",
     "GeodesicWarning": "_checks",
     "GraphWarning": "_checks",
     "PullbackWarning": "_checks",
     "RankWarning": "_checks",
 }
-_MODULES = ("datasets", "io", "models", "plot", "surfaces")
+_MODULES = ("curvature", "datasets", "io", "models", "plot", "surfaces")
 
 __all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from pullback import curvature as curvature
     from pullback import datasets as datasets
     from pullback import io as io
     from pullback import models as models
     from pullback import plot as plot
     from pullback import surfaces as surfaces
+    from pullback._checks import CurvatureWarning as CurvatureWarning
     from pullback._checks import DerivativeWarning as DerivativeWarning
     from pullback._checks import GeodesicWarning as GeodesicWarning
     from pullback._checks import GraphWarning as GraphWarning
@@ -66,6 +75,7 @@ if TYPE_CHECKING:
     from pullback.curves import Curve as Curve
     from pullback.curves import energy as energy
     from pullback.curves import length as length
+    from pullback.decoders import Ensemble as Ensemble
     from pullback.decoders import Gaussian as Gaussian
     from pullback.geodesics import Collocate as Collocate
     from pullback.geodesics import ConvergenceError as ConvergenceError
@@ -91,8 +101,13 @@ if TYPE_CHECKING:
     from pullback.graphs import Graph as Graph
     from pullback.graphs import grid_graph as grid_graph
     from pullback.graphs import knn_graph as knn_graph
+    from pullback.metrics import Conformal as Conformal
+    from pullback.metrics import FisherRao as FisherRao
+    from pullback.metrics import LocalVariance as LocalVariance
+    from pullback.metrics import MatrixField as MatrixField
     from pullback.metrics import Metric as Metric
     from pullback.metrics import Pullback as Pullback
+    from pullback.metrics import Tabulated as Tabulated
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
+from torch import Tensor
 
 
 class PullbackWarning(UserWarning):
@@ -33,6 +33,10 @@ class GraphWarning(PullbackWarning):
     """A graph lost edges, or falls into parts that no path joins."""
 
 
+class CurvatureWarning(PullbackWarning):
+    """Some points have no curvature: how many, the first of them, and why."""
+
+
 class NotFiniteError(ValueError):
     """Points, or what a decoder or metric gives there, are NaN or infinite."""
 
@@ -51,6 +55,11 @@ def points(z: Any, name: str = "z", *, finite: bool = True) -> Tensor:
         raise ValueError(f"`{name}` has shape {_shape(z)}: points have shape (..., d), the coordinate last.")
     if torch.is_inference_mode_enabled():
         raise ValueError(f"`{name}` came in torch.inference_mode, where nothing has derivatives: use torch.no_grad.")
+    if z.dtype == torch.float32 and torch.is_autocast_enabled(z.device.type):
+        raise ValueError(
+            f"`{name}` came in torch.autocast, which would leave distances two or three digits: call outside of it, or "
+            f"in torch.autocast('{z.device.type}', enabled=False)."
+        )
     if finite:
         all_finite(z, f"`{name}`", "remove or replace them")
     return z.clone() if z.is_inference() else z
@@ -114,10 +123,28 @@ def halves(y: Any) -> tuple[Tensor, Tensor]:
     return z, v
 
 
+def plane(z: Tensor) -> Tensor:
+    """Return z if it holds points of two coordinates (..., 2), else raise."""
+    if z.ndim == 0 or z.shape[-1] != 2:
+        raise ValueError(f"`z` has shape {_shape(z)}: this surface has two coordinates; give points (..., 2).")
+    return z
+
+
+def outside(name: str, i: int, point: list[float], condition: str) -> ValueError:
+    """The error for point i of some that lies outside of where a metric is defined."""
+    return ValueError(f"`{name}` lies outside of where the metric is defined at point {i}, {point}: {condition}.")
+
+
 def positive(value: float, name: str) -> None:
     """Raise unless value is a positive number."""
     if not value > 0:
         raise ValueError(f"`{name}` is {value}: it must be positive.")
+
+
+def positive_and_finite(value: float, name: str) -> None:
+    """Raise unless value is a positive number that is not infinite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` is {value}: want a positive, finite number.")
 
 
 def even_segments(n: int, most: int) -> None:
@@ -135,73 +162,56 @@ def relative(value: float, name: str) -> None:
         raise ValueError(f"`{name}` is {value}: it is a relative error, below 1.")
 
 
-def evaluation_mode(decoder: Callable[..., Any]) -> bool:
-    """Refuse a module in training mode whose output is random, depends on the batch, or changes from call to call.
-
-    Returns whether anything that is not known to do so is in training mode.
-    """
-    training = False
-    for name, module in _modules(decoder):
-        training |= module.training
-        effect = _effect_of_training(module) if module.training else None
-        if effect is not None:
-            raise ValueError(
-                f"the decoder is in training mode and holds {type(module).__name__} ('{name}'): its output would "
-                f"{effect}. Call decoder.eval() first."
-            )
-    return training
-
-
-def _effect_of_training(module: nn.Module) -> str | None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "depend on the whole batch"
-    if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU):
-        return "be random"
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0:
-        return "be random"
-    if getattr(module, "track_running_stats", False) or isinstance(module, _SpectralNorm):
-        return "change its running statistics"
-    return None
-
-
-def _modules(decoder: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:
-    """The modules in a decoder, also when it is a method of one."""
-    owner = getattr(decoder, "__self__", decoder)
-    if isinstance(owner, nn.Module):
-        yield from owner.named_modules()
-
-
-def fits_decoder(z: Tensor, decoder: Callable[..., Any]) -> None:
-    """Raise when points and the decoder's weights differ in dtype or device."""
-    tensors = (w for _, module in _modules(decoder) for w in (*module.parameters(False), *module.buffers(False)))
-    weight = next((w for w in tensors if w.is_floating_point()), None)
-    if weight is None:
-        return
-    if weight.device != z.device:
-        raise ValueError(
-            f"the points are on {z.device} but the decoder is on {weight.device}: use z.to('{weight.device}') "
-            f"or decoder.to('{z.device}')."
-        )
-    if weight.dtype != z.dtype:
-        raise ValueError(
-            f"the points have dtype {_dtype(z)} but the decoder has {_dtype(weight)}: use z.to(torch.{_dtype(weight)}) "
-            f"or decoder.to(torch.{_dtype(z)})."
-        )
-
-
 def rejected_points(z: Tensor, error: Exception) -> ValueError:
-    """The error for a decoder that cannot digest a point (1, d)."""
+    """The error for a decoder that cannot digest a point (1, d), or several."""
+    said = f"It said: {type(error).__name__}: {error}"
+    if _FIXED_BATCH.search(str(error)):
+        return ValueError(
+            "the decoder takes batches of one size alone: export it for any, torch.export.export(decoder, (z,), "
+            f"dynamic_shapes=({{0: torch.export.Dim('batch')}},)). {said}"
+        )
+    if len(z) > 1:
+        return ValueError(
+            f"the decoder takes one point but failed on a batch of shape {_shape(z)}: its first axis must be the "
+            f"batch, of any size. {said}"
+        )
     return ValueError(
-        f"the decoder failed on a point of shape {_shape(z)}: is the latent dimension {z.shape[-1]}? "
-        f"It said: {type(error).__name__}: {error}"
+        f"the decoder failed on a point of shape {_shape(z)}: is the latent dimension {z.shape[-1]}? {said}"
     )
 
 
-def wrong_dimension(z: Tensor, dim: int) -> ValueError:
+def wrong_dimension(z: Tensor, dim: int, wanted_by: str = "the decoder takes") -> ValueError:
     """The error for points of another dimension than the decoder takes."""
     return ValueError(
-        f"the points have latent dimension {z.shape[-1]} but the decoder takes {dim}: the last axis is the coordinate."
+        f"the points have latent dimension {z.shape[-1]} but {wanted_by} {dim}: the last axis is the coordinate."
     )
+
+
+def wrong_result(name: str, result: Any, given: tuple[int, ...], wanted: tuple[int, ...]) -> ValueError:
+    """The error for a function of points whose result has another shape than wanted."""
+    found = f"shape {_shape(result)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+    return ValueError(f"`{name}` maps points {given} to {found}: want a tensor of shape {wanted}, one entry a point.")
+
+
+def not_symmetric(z: Tensor, g: Tensor, i: int) -> ValueError:
+    """The error for a matrix field g (n, d, d) that is not symmetric at point i of z (n, d)."""
+    return ValueError(
+        f"the matrix at point {i}, {z[i].tolist()}, is not symmetric: it differs from its transpose by "
+        f"{float((g[i] - g[i].mT).abs().max()):.2g}. Return 0.5 * (G + G.mT)."
+    )
+
+
+def not_positive(z: Tensor, g: Tensor, i: int) -> ValueError:
+    """The error for a matrix field g (n, d, d) that is not positive definite at point i of z (n, d)."""
+    return ValueError(
+        f"the matrix at point {i}, {z[i].tolist()}, is not positive definite: its smallest eigenvalue is "
+        f"{float(torch.linalg.eigvalsh(g[i])[0]):.3g}. Add a floor to its diagonal, or keep points where it is."
+    )
+
+
+def factor_not_positive(z: list[float], factor: float) -> ValueError:
+    """The error for a conformal factor that is no positive number at a point."""
+    return ValueError(f"`factor` is {factor:.3g} at the point {z}: it must be positive; use exp or softplus.")
 
 
 def choose_output(kind: str, choices: list[Any]) -> ValueError:
@@ -211,6 +221,22 @@ def choose_output(kind: str, choices: list[Any]) -> ValueError:
     return ValueError(
         f"the decoder returns a {kind}{listed}: say which part is the data point, e.g. "
         f"Pullback(decoder, output={example}); several, as output=('mean', 'stddev'), are stacked."
+    )
+
+
+def not_a_point(kind: str) -> ValueError:
+    """The error for a decoder whose output holds no data points."""
+    return ValueError(
+        f"the decoder returns a {kind}: want a torch tensor (n, ...), or give Pullback(decoder, output=...) a function "
+        "of what it returns that makes one by torch operations."
+    )
+
+
+def distribution(kind: str) -> ValueError:
+    """The error for a decoder that returns a distribution where points are wanted."""
+    return ValueError(
+        f"the decoder returns a {kind}: for distances between distributions take FisherRao(decoder); to measure its "
+        "mean, say, Pullback(decoder, output='mean'); several parameters, as output=('mean', 'stddev'), are stacked."
     )
 
 
@@ -240,7 +266,8 @@ def mixed_batch(change: float) -> ValueError:
     """The error for a decoder that mixes the points of a batch."""
     return ValueError(
         f"the decoder mixes the points of a batch: one point's output changes by {change:.1e} (relative) when others "
-        "are replaced. Batch statistics or randomness: call decoder.eval(), or normalize each point alone."
+        "are added or replaced. Batch statistics or randomness: call decoder.eval(), before it is exported or traced, "
+        "too; or normalize each point alone."
     )
 
 
@@ -253,6 +280,24 @@ def contradicting_derivatives(difference: float) -> ValueError:
     )
 
 
+def unfaithful_derivatives(difference: float) -> ValueError:
+    """The error for a decoder whose values do not change as its derivative says."""
+    return ValueError(
+        f"the decoder's values do not follow its derivative: over a small step they differ by {difference:.1e} "
+        "(relative). A part is detached (torch.no_grad, .detach()), or rounded and passed straight through (a "
+        "codebook, fake quantization). Give the part that is differentiable, e.g. what comes after the codebook."
+    )
+
+
+def coarse_arithmetic(dtype: torch.dtype) -> ValueError:
+    """The error for a decoder that computes in half precision, whatever it is given."""
+    name = str(dtype).removeprefix("torch.")
+    return ValueError(
+        f"the decoder computes in {name} inside (torch.autocast, or a cast): that leaves too few digits to tell close "
+        "points apart. Leave the cast or autocast out; weights may stay in half precision, or use decoder.float()."
+    )
+
+
 def no_derivative(reasons: list[str]) -> ValueError:
     """The error for a decoder that cannot be differentiated in any way."""
     return ValueError(
@@ -261,10 +306,10 @@ def no_derivative(reasons: list[str]) -> ValueError:
     )
 
 
-def not_a_metric(metric: Any) -> TypeError:
+def not_a_metric(metric: Any, name: str = "metric") -> TypeError:
     """The error for something that is no metric where one is wanted."""
     return TypeError(
-        f"`metric` is a {type(metric).__name__}: give a metric; a decoder is wrapped as Pullback(decoder)."
+        f"`{name}` is a {type(metric).__name__}: give a metric; a decoder is wrapped as Pullback(decoder)."
     )
 
 
@@ -291,21 +336,43 @@ def enough_points(n: int, n_neighbors: int) -> None:
         )
 
 
-def grid(bounds: Any, resolution: Any) -> tuple[int, ...]:
+def grid(
+    bounds: Any, resolution: Any, *, least: int = 2, otherwise: str = "in more dimensions use knn_graph"
+) -> tuple[int, ...]:
     """Return the number of points along each axis of a grid within bounds (d, 2), d <= 3, or raise."""
     if points(bounds, "bounds").ndim != 2 or bounds.shape[1] != 2:
         raise ValueError(f"`bounds` has shape {_shape(bounds)}: want (d, 2), the lower and upper end of each axis.")
     d = len(bounds)
     if not 1 <= d <= 3:
-        raise ValueError(f"`bounds` has {d} axes: a grid has 1 to 3; in more dimensions use knn_graph.")
+        raise ValueError(f"`bounds` has {d} axes: a grid has 1 to 3; {otherwise}.")
     empty = (bounds[:, 0] >= bounds[:, 1]).nonzero().reshape(-1).tolist()
     if empty:
         low, high = bounds[empty[0]].tolist()
         raise ValueError(f"`bounds` of axis {empty[0]} are {low:g} and {high:g}: want (lower, upper) in each row.")
     shape = (resolution,) * d if isinstance(resolution, Integral) else tuple(resolution)
-    if len(shape) != d or not all(isinstance(count, Integral) and int(count) >= 2 for count in shape):
-        raise ValueError(f"`resolution` is {resolution!r}: want an integer, 2 or more, or {d} of them, one each axis.")
+    if len(shape) != d or not all(isinstance(count, Integral) and int(count) >= least for count in shape):
+        raise ValueError(
+            f"`resolution` is {resolution!r}: want an integer, {least} or more, or {d} of them, one each axis."
+        )
     return tuple(int(count) for count in shape)
+
+
+def off_the_table(z: Tensor, outside: Tensor, bounds: Tensor) -> NotFiniteError:
+    """The error for points z (n, d), some of them outside (n,) of the bounds (d, 2) of a table."""
+    i = int(outside.nonzero()[0])
+    box = " x ".join(f"[{low:.6g}, {high:.6g}]" for low, high in bounds.tolist())
+    return NotFiniteError(
+        f"{int(outside.sum())} of {len(z)} points lie outside of the table (first: {i}, at {_place(z[i])}; its bounds "
+        f"are {box}): make a table with larger bounds, or ask the metric itself."
+    )
+
+
+def not_tabulated(z: Tensor, kind: str) -> NotFiniteError:
+    """The error for a metric that has no Cholesky factor at a point z (d,)."""
+    return NotFiniteError(
+        f"the metric is {kind} at {_place(z)}: a table needs a regular one everywhere within its bounds. Make these "
+        "smaller; where a latent dimension is dead, leave it out."
+    )
 
 
 def indices(index: Any, n: int, name: str) -> NDArray[np.int64]:
@@ -359,14 +426,6 @@ def torn_graph(dropped: int, measured: int, parts: int) -> str:
     return "; ".join(filter(None, (lost, torn))) + "."
 
 
-def not_immersed(metric: Any, solver: str) -> ValueError:
-    """The error for a solver that needs a map into a Euclidean space."""
-    return ValueError(
-        f"{solver} takes second derivatives of a feature map, and a {type(metric).__name__} has none: use Relax() or "
-        "Georce(), or give the metric as Pullback(map into a Euclidean space)."
-    )
-
-
 def metric_without_gradient() -> ValueError:
     """The error for a metric that changes from point to point but does not depend differentiably on z."""
     return ValueError(
@@ -375,8 +434,91 @@ def metric_without_gradient() -> ValueError:
     )
 
 
+_FIXED_BATCH = re.compile(r"(size\(\)|shape)\[0\]")  # what a program that was exported without dynamic shapes says
+
+
+def no_family(result: Any) -> ValueError:
+    """The error for a decoder that returns parameters when their family was not given."""
+    return ValueError(
+        f"the decoder returns a {type(result).__name__}: return a torch.distributions object, or give `family`, which "
+        "makes one of it, e.g. family=torch.distributions.Poisson or family=lambda x: Bernoulli(logits=x)."
+    )
+
+
+def needless_family(result: Any) -> ValueError:
+    """The error for a family that was given though the decoder returns distributions."""
+    return ValueError(f"`family` was given, but the decoder returns a {type(result).__name__} already: leave it out.")
+
+
+def family_failed(result: Any, error: Exception) -> ValueError:
+    """The error for a family that takes no distribution out of what a decoder returned."""
+    return ValueError(
+        f"`family` failed on the {type(result).__name__} that the decoder returns (tuples are spread over its "
+        f"arguments, mappings over its keywords). It said: {type(error).__name__}: {error}"
+    )
+
+
+def not_a_distribution(result: Any) -> ValueError:
+    """The error for a family that makes something else than a distribution."""
+    return ValueError(f"`family` returns a {type(result).__name__}: it must return a torch.distributions object.")
+
+
+def another_family(first: str, now: str) -> ValueError:
+    """The error for a decoder whose distributions are not all of one family."""
+    return ValueError(f"the decoder returned a {first} first and a {now} now: it must stay with one family.")
+
+
+def batch_of_distributions(kind: str, batch: tuple[int, ...], event: tuple[int, ...], n: int) -> ValueError:
+    """The error for distributions whose batch does not begin with the points."""
+    return ValueError(
+        f"the decoder maps {n} points to a {kind} with batch shape {batch} and event shape {event}: its batch shape "
+        "must begin with the points. Let parameters be (n, ...), and Independent leave the first axis alone."
+    )
+
+
+def moving_parameter(kind: str, name: str) -> ValueError:
+    """The error for a parameter that may not depend on z."""
+    return ValueError(
+        f"`{name}` of {kind} depends on z, and the Fisher information by it has no closed form: keep it constant "
+        f"(a number, a weight, or {name}.detach())."
+    )
+
+
+def irregular_family(kind: str) -> ValueError:
+    """The error for a family that has no Fisher information."""
+    return ValueError(
+        f"{kind} has no Fisher information in the parameters that depend on z, or none that torch can tell: where it "
+        "is positive depends on them, or its divergence is not differentiable. Keep these constant, or choose another "
+        "family."
+    )
+
+
+def no_divergence(kind: str, chords: bool) -> ValueError:
+    """The error for a family whose Kullback-Leibler divergence torch does not know."""
+    if chords:
+        return ValueError(f"chords='kl' needs a divergence, and torch has none for {kind}: leave `chords` out.")
+    return ValueError(
+        f"{kind} has no known Fisher information: supported are Bernoulli, Beta, Binomial, Categorical, Cauchy, Chi2, "
+        "Dirichlet, Exponential, Gamma, Geometric, Gumbel, HalfCauchy, HalfNormal, InverseGamma, Laplace, LogNormal, "
+        "LogisticNormal, Multinomial, NegativeBinomial, Normal, OneHotCategorical, Pareto, Poisson, StudentT, "
+        "VonMises, Weibull, and families that torch.distributions.kl_divergence takes; register_kl makes it take yours."
+    )
+
+
+def not_rebuilt(kind: str, names: list[str], error: Exception) -> ValueError:
+    """The error for a family that is not made by its parameters."""
+    return ValueError(
+        f"{kind} cannot be made from its parameters {', '.join(names)}: its constructor must take them by these names, "
+        f"and validate_args. It said: {error}"
+    )
+
+
 def _dtype(z: Tensor) -> str:
     return str(z.dtype).removeprefix("torch.")
+
+
+def _place(z: Tensor) -> str:
+    return f"({', '.join(f'{x:.6g}' for x in z.tolist())})"
 
 
 def _shape(z: Tensor) -> str:

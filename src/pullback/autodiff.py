@@ -6,18 +6,22 @@ evaluations of one point; a tangent pushed through costs one more, a cotangent p
 
 Two ways lead to J v. One pulls a cotangent w back and differentiates the result, which is linear in w:
 d/dw (J'w)'v = J v. All tangents share one graph; it is the faster way from the first tangent on. It needs the second
-derivative of every operator. Fused attention has none: it is then computed by plain operations. Other operators without
-(custom ones) are differentiated in forward mode, if they have that. A `DerivativeWarning` says so once.
+derivative of every operator. Fused attention and compiled code have none: they are then computed by plain operations.
+Other operators without (custom ones) are differentiated in forward mode, if they have that. A `DerivativeWarning` says
+so once.
 
 Results carry gradients when an argument requires them; then nothing is chunked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -95,7 +99,7 @@ def second_derivative(f: Map, z: Points, u: Tangents, v: Tangents, *, chunk: int
     """
 
     # not forward over forward mode: torch gets that wrong for layer and group norm
-    ways = {"": _bend, _PLAIN: _with_plain_attention(_bend)}
+    ways = {"": _bend, _PLAIN: _plainly(_bend)}
     return map_points(lambda z, u, v: (_first_that_works(ways, f, z, u, v),), (z, u, v), chunk)[0]
 
 
@@ -103,7 +107,7 @@ def push(f: PartsMap, z: Points, vectors: tuple[Tangents, ...]) -> list[Parts]:
     """f(z), then J v for each of k vectors v (n, d) at points (n, d), in one piece. Cost: 3 + k a point."""
     ways = {
         "": _push_by_reverse,
-        _PLAIN: _with_plain_attention(_push_by_reverse),
+        _PLAIN: _plainly(_push_by_reverse),
         "Jacobians come from forward mode, more slowly": _push_forward,
     }
     return _first_that_works(ways, f, z, vectors)
@@ -117,27 +121,49 @@ def jacobian_columns(f: PartsMap, z: Points, n_features: int) -> list[Parts]:
     return push(f, z, tuple(e.expand(n, d) for e in torch.eye(d, dtype=z.dtype, device=z.device)))
 
 
+def jet(
+    f: PartsMap, z: Points, vectors: Sequence[Tangents], pairs: Sequence[tuple[Tangents, Tangents]]
+) -> tuple[list[Parts], list[Parts]]:
+    """f(z) and J v for each of k vectors v; f''(u, v) for each of m pairs (u, v): all (n, d) at points (n, d).
+
+    In one piece, with one graph for all; pairs with the same first vector should follow each other. Cost: 3 + k + m a
+    point, and the work of about three more for each first vector, inside the decoder.
+    """
+    ways = {"": _jet_by_reverse, _PLAIN: _plainly(_jet_by_reverse)}
+    return _first_that_works(ways, f, z, vectors, pairs)
+
+
 def contradiction(f: PartsMap, z: Points) -> float:
     """The relative difference of w'(J v) and (J'w)'v at random v, w: rounding unless an operator has wrong derivatives.
 
     Cost: 7 a point.
     """
-    generator = torch.Generator().manual_seed(0)
+    return checked_derivative(f, z)[1]
 
-    def random_like(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
 
-    v = random_like(z)
+def direction(z: Points) -> Tangents:
+    """Tangents (n, d) at points (n, d), drawn at random and always the same."""
+    return _random_like(z, torch.Generator().manual_seed(_SEED))
+
+
+def checked_derivative(f: PartsMap, z: Points) -> tuple[Parts, float]:
+    """J v along :func:`direction`, and its :func:`contradiction`. Cost: 7 a point."""
+    v = direction(z)
     with torch.no_grad():
         _, pushed = push(f, z, (v,))
-    w = tuple(random_like(x) for x in pushed)
+    generator = torch.Generator().manual_seed(_SEED + 1)
+    w = tuple(_random_like(x, generator) for x in pushed)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         pulled = _pull(f(z), z, w, graph=False)
     there = sum(float((x * y).sum()) for x, y in zip(w, pushed, strict=True))
     back = float((v * pulled).sum())
     rounding = sum(float(x.norm() * y.norm()) for x, y in zip(w, pushed, strict=True)) * torch.finfo(z.dtype).eps
-    return abs(there - back) / max(abs(there), abs(back), 100 * rounding, 1e-300)
+    return pushed, abs(there - back) / max(abs(there), abs(back), 100 * rounding, 1e-300)
+
+
+def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
 
 
 def _push_by_reverse(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
@@ -167,6 +193,28 @@ def _bend(f: Map, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         options: Any = {"allow_unused": True, "materialize_grads": True}  # f may be linear
         (turned,) = torch.autograd.grad(pulled, z, u, create_graph=True, **options)
         return torch.autograd.grad(turned, w, v, create_graph=graph, **options)[0]
+
+
+def _jet_by_reverse(
+    f: PartsMap, z: Tensor, vectors: Sequence[Tensor], pairs: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[list[Parts], list[Parts]]:
+    """J v and f''(u, v) as derivatives of w -> v'J'w and w -> v' d/dz (u'J'w), which are linear in w."""
+    graph = differentiated(z, *vectors, *(v for pair in pairs for v in pair))
+    options: Any = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}  # f may be linear
+    with torch.enable_grad():
+        z = _leaf(z, graph)
+        parts = f(z)
+        w = [x.detach().requires_grad_() for x in parts]  # any value does
+        pulled = _pull(parts, z, w, graph=True)
+        first = [parts if graph else tuple(x.detach() for x in parts)]
+        first += [_differentiate(pulled, w, v, retain_graph=True, create_graph=graph) for v in vectors]
+        second: list[Parts] = []
+        turning, turned = None, pulled
+        for u, v in pairs:
+            if u is not turning:
+                turning, (turned,) = u, torch.autograd.grad(pulled, z, u, create_graph=True, **options)
+            second.append(torch.autograd.grad(turned, w, v, create_graph=graph, **options))
+        return first, second
 
 
 def _push_forward(f: PartsMap, z: Tensor, vectors: tuple[Tensor, ...]) -> list[Parts]:
@@ -233,16 +281,22 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.neg, (zero,), (zero,))
 
 
-def _with_plain_attention(way: Callable[..., T]) -> Callable[..., T]:
-    """The same way with scaled dot-product attention made of plain operations."""
+def _plainly(way: Callable[..., T]) -> Callable[..., T]:
+    """The same way with scaled dot-product attention made of plain operations, and compiled code as it was written."""
 
     def plain(*arguments: object) -> T:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        with _attention_lock, sdpa_kernel(SDPBackend.MATH):
+        with _plain_lock, sdpa_kernel(SDPBackend.MATH), _uncompiled():
             return way(*arguments)
 
     return plain
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """A context in which what torch.compile made runs as it was written; torch 2.5 has none."""
+    compiling = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")  # loading it takes a second
+    return torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
 
 
 def _first_that_works(ways: dict[str, Callable[..., T]], *arguments: object) -> T:
@@ -265,10 +319,11 @@ def _first_that_works(ways: dict[str, Callable[..., T]], *arguments: object) -> 
 
 
 def _lacks_derivative(error: RuntimeError) -> bool:
-    signs = ("is not implemented", "once_differentiable", "double backward", "functorch")
+    signs = ("is not implemented", "once_differentiable", "double backward", "functorch", "use_reentrant")
     return isinstance(error, NotImplementedError) or any(sign in str(error) for sign in signs)
 
 
-_PLAIN = "its attention is computed by plain operations, more slowly"
-_attention_lock = threading.RLock()  # the kernel is chosen for the whole process
+_PLAIN = "its attention is computed by plain operations, and compiled parts as they were written, more slowly"
+_SEED = 7_919_083  # not one that codes are drawn with: along z itself, many decoders do not change
+_plain_lock = threading.RLock()  # kernels and compiled code are chosen for the whole process
 _warned: set[str] = set()

@@ -60,17 +60,6 @@ class Scaled(nn.Module):
         return self.factor * self.layer(z)
 
 
-class Ensemble(nn.Module):
-    """Decoders side by side, divided by the root of their number: the mean of their metrics is pulled back."""
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.cat([member(z) for member in self.members], 1) / math.sqrt(len(self.members))
-
-
 def perceptron(widths: Sequence[int], activation: type[nn.Module], gain: float, seed: int) -> nn.Sequential:
     """Random layers: weights normal with standard deviation gain / sqrt(inputs), biases 0.1 times normal."""
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +110,7 @@ def _relu() -> Problem:
 
 def _ensemble() -> Problem:
     members = [perceptron((2, 64, 64, 256), nn.Tanh, 1.5, seed=100 + k) for k in range(8)]
-    return _frozen(Problem("ensemble of 8", Ensemble(members), 2, normal(2)))
+    return _frozen(Problem("ensemble of 8", pb.Ensemble(members), 2, normal(2)))
 
 
 def _mnist() -> Problem:

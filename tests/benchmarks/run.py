@@ -215,12 +215,16 @@ def main() -> None:
         *closed_forms(), *jacobians(), *million_outputs(), *start_up(), *race(), *accuracy(options.pairs)
     ]  # fmt: skip
     table = ["| what | bar | measured |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, one thread"
-    title = f"## {datetime.date.today():%Y-%m-%d}: the spine, {options.pairs} pairs"
-    text = "\n".join([title, "", versions, "", *table, ""])
-    print(text)
+    report(f"the spine, {options.pairs} pairs", table, dry=options.dry)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
-    if not options.dry:
+
+
+def report(title: str, lines: list[str], *, dry: bool) -> None:
+    """Print a table with its date and versions and, unless it is dry, put it on top of docs/benchmarks.md."""
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, one thread"
+    text = "\n".join([f"## {datetime.date.today():%Y-%m-%d}: {title}", "", versions, "", *lines, ""])
+    print(text)
+    if not dry:
         head, _, tables = PAGE.read_text().partition(MARK)
         PAGE.write_text(f"{head}{MARK}\n\n{text}{tables}")
 

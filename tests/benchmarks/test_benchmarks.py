@@ -11,7 +11,7 @@ import pullback as pb
 from benchmarks import bars, race
 from benchmarks.counting import Counting
 from benchmarks.peers import CONTESTANTS, Answer, Contestant, limit, solve_bvp
-from benchmarks.problems import PROBLEMS, Ensemble, perceptron
+from benchmarks.problems import PROBLEMS
 from benchmarks.reference import check, fine_lengths, graph_of, reference, sagged
 
 F64 = torch.float64
@@ -35,13 +35,6 @@ def test_problems_are_the_same_when_they_are_made_again(key):
     z = one.pairs(3)[0]
     assert torch.equal(one.decoder(z), other.decoder(z))
     assert not any(p.requires_grad for p in one.decoder.parameters())
-
-
-def test_an_ensemble_pulls_back_the_mean_of_its_metrics():
-    members = [perceptron((2, 5, 7), torch.nn.Tanh, 1.5, seed=k) for k in range(3)]
-    z = torch.tensor([[0.3, -0.2]], dtype=F64)
-    each = torch.stack([pb.Pullback(member).matrix(z) for member in members]).mean(0)
-    assert torch.allclose(pb.Pullback(Ensemble(members)).matrix(z), each, rtol=1e-12)
 
 
 def test_the_reference_knows_great_circles_and_agrees_with_the_independent_solver():

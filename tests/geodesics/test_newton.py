@@ -12,7 +12,6 @@ from pullback.geodesics import newton
 from pullback.geodesics.energy import DiscreteEnergy
 from pullback.geodesics.newton import Newton
 from pullback.geodesics.solution import Status
-from pullback.metrics import Metric
 
 F64 = torch.float64
 pytestmark = pytest.mark.filterwarnings("ignore::pullback._checks.GeodesicWarning")
@@ -201,16 +200,42 @@ def test_too_few_segments_for_the_tolerance_are_said():
     assert pb.geodesic(metric, *ends, solver=Newton(8, 64), tol=1e-7).converged.all()
 
 
-def test_a_metric_without_immersion_is_refused_with_the_cure():
-    class Flat(Metric):
-        def inner(self, z, u, v):
-            return (u * v).sum(-1)
+def half_plane(z):
+    return torch.diag_embed((1 / z[:, 1:].square()).expand(-1, 2))
 
-        def matrix(self, z):
-            return torch.eye(2, dtype=z.dtype).expand(*z.shape, 2)
 
-    with pytest.raises(ValueError, match=r"a Flat has none: use Relax\(\) or Georce\(\)"):
-        pb.geodesic(Flat(), *points(2, 2, 1).split(1), solver=Newton())
+def test_a_metric_without_immersion_is_solved_to_ten_digits():
+    a = torch.tensor([[0.0, 1.0], [-1.0, 0.5], [0.2, 2.0]], dtype=torch.float64)
+    b = torch.tensor([[0.7, 1.5], [1.0, 0.7], [0.3, 0.5]], dtype=torch.float64)
+    exact = torch.acosh(1 + (a - b).square().sum(-1) / (2 * a[:, 1] * b[:, 1]))
+    first = pb.geodesic(pb.MatrixField(half_plane), a, b)
+    path = pb.geodesic(pb.MatrixField(half_plane), a, b, solver=Newton(), tol=1e-9, init=first.curve)
+    assert path.converged.all()
+    assert torch.allclose(path.length, exact, rtol=1e-9)
+    assert (path.iterations < 30).all()  # quadratic convergence: a few steps at each resolution
+
+
+@pytest.mark.parametrize("n", [3, 5, 15])
+def test_the_blocks_of_a_general_metric_are_those_of_its_whole_second_derivative(n):
+    # the same matrix by torch.autograd.functional.hessian, entry by entry
+    from pullback.chords import chord_energy
+    from pullback.geodesics.energy import DiscreteEnergy
+    from pullback.geodesics.newton import _second_derivatives
+
+    metric = pb.MatrixField(half_plane)
+    curve = pb.Curve.straight(torch.tensor([[0.0, 1.0]]).double(), torch.tensor([[0.7, 1.5]]).double(), n + 1)
+    z = curve.nodes[:, 1:-1] + 0.05 * points(n, 2, 3)
+    energy = DiscreteEnergy.between(metric, curve.nodes[:, 0], curve.nodes[:, -1])
+
+    def whole(flat):
+        return chord_energy(*metric.squared_chords(energy.nodes(flat.reshape(1, n, 2))))[0]
+
+    hessian = torch.autograd.functional.hessian(whole, z.flatten()).reshape(n, 2, n, 2)
+    _, _, *blocks = _second_derivatives(energy, z)
+    scale = hessian.abs().max()
+    for m, found in enumerate(blocks):
+        for i in range(n - m):
+            assert torch.allclose(found[0, i] / scale, hessian[i, :, i + m] / scale, atol=1e-12)
 
 
 def test_settings_are_checked():

@@ -16,7 +16,7 @@ from pullback.geodesics.energy import DiscreteEnergy
 from pullback.geodesics.record import Record
 from pullback.geodesics.solution import Solution, Status
 from pullback.geodesics.solver import RUNNING, GeodesicSolver
-from pullback.metrics import Metric, Pullback
+from pullback.metrics import Metric
 
 _SHARE = 0.25  # of tol that the steps may leave; the rest is for the left-point rule
 _UNKNOWN_RATE = 0.9  # of contraction, before it is measured
@@ -266,4 +266,5 @@ def _guarded(function: Callable[[Tensor], Tensor], x: Tensor, *shape: int) -> Te
 
 def _costs(metric: Metric, d: int) -> tuple[int, int, int]:
     """Evaluations a node of `matrix`, of `inner` with one vector, and of that with its gradient."""
-    return (metric.gram_cost(d), 4, 6) if isinstance(metric, Pullback) else (1, 1, 3)
+    matrix = metric.matrix_cost(d)
+    return matrix, min(matrix, 4), min(matrix, 4) + 2

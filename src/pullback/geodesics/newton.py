@@ -15,9 +15,10 @@ from pullback.geodesics.energy import DiscreteEnergy, Grams
 from pullback.geodesics.record import Record
 from pullback.geodesics.solution import Solution, Status
 from pullback.geodesics.solver import RUNNING, GeodesicSolver
-from pullback.metrics import Metric, Pullback
+from pullback.metrics import Metric
 
 _FEWEST_SEGMENTS = 16
+_APART = 5  # nodes from which on a second derivative of the energy is zero, and that with all between them
 _SHARE = 0.1  # of tol that the steps may leave; the rest is for the resolution
 _INDEFINITE = 1e-5  # shift, relative to the mean of the diagonal, above which a matrix was not positive definite
 
@@ -28,7 +29,9 @@ class Newton(GeodesicSolver):
 
     The second derivative is the Gauss-Newton matrix and, on its diagonal, the blocks that the bending of the surface
     adds: :math:`\nabla^2_z \langle r_i, f(z) \rangle` with the force :math:`r_i = \partial E / \partial f_i` held. So
-    it is block-tridiagonal, and convergence is quadratic near a geodesic. Far from one it need not be positive
+    it is block-tridiagonal, and convergence is quadratic near a geodesic. A metric that no map into a Euclidean space
+    induces has the same blocks; they come from products of the second derivative with vectors that are zero but at
+    every fifth node. Far from one it need not be positive
     definite: it is damped, for each curve on its own, until a step lowers the energy. Start it from a curve that is
     nearly a geodesic: ``geodesic(metric, a, b, tol=1e-10, solver=Newton(), init=geodesic(metric, a, b).curve)``.
 
@@ -40,10 +43,7 @@ class Newton(GeodesicSolver):
         max_segments: Segments at the finest; a curve that is not resolved there gets the status WALL.
         max_steps: Steps at each resolution.
 
-    Raises:
-        ValueError: When the metric is not that of a map into a Euclidean space.
-
-    Cost: a step takes 4 d + 7 evaluations a node, and 1 for each time that it is damped.
+    Cost: a step takes 4 d + 7 evaluations a node (of a general metric about 20 d), and 1 each time that it is damped.
 
     Reference:
         Nocedal and Wright (2006), chapters 3 and 10. :cite:`nocedal`
@@ -70,8 +70,6 @@ class Newton(GeodesicSolver):
     def solve(
         self, metric: Metric, start: Tensor, end: Tensor, *, tol: float, nodes: Tensor, progress: bool = False
     ) -> Solution:
-        if not isinstance(metric, Pullback):
-            raise _checks.not_immersed(metric, type(self).__name__)
         energy = DiscreteEnergy.between(metric, start, end)
         record = Record(start, evaluations=2)
         rows, n = torch.arange(len(start), device=start.device), self._first_segments(nodes)
@@ -209,7 +207,7 @@ def _aim(state: _State) -> _State:
 def _model_cost(energy: DiscreteEnergy, z: Tensor) -> int:
     """Evaluations a curve takes for :func:`_model`."""
     n, d = z.shape[1:]
-    return n * (3 + 3 * d + energy.metric.gram_cost(d))
+    return n * (3 + (3 if energy.metric.immersed else 4 * _APART) * d + energy.metric.gram_cost(d))
 
 
 def _model(energy: DiscreteEnergy, z: Tensor) -> dict[str, Tensor]:
@@ -218,10 +216,11 @@ def _model(energy: DiscreteEnergy, z: Tensor) -> dict[str, Tensor]:
     The second derivative of the energy by node i in feature space is 16 T/6 at an odd node and 14 T/6 at an even one:
     divided by that, the bending goes with J_i' J_i.
     """
+    if not energy.metric.immersed:
+        return _general_model(energy, z)
     n, d = z.shape[1:]
     grams = energy.grams(z)
-    weight = z.new_full((n,), 16 * (n + 1) / 6)
-    weight[1::2] = 14 * (n + 1) / 6
+    weight = _weights(z)
     values, gradients, bent = [], [], []
     curves = max(1, energy.metric.points_at_once(z) // (4 * n))
     for part in torch.arange(len(z), device=z.device).split(curves):
@@ -245,6 +244,52 @@ def _model(energy: DiscreteEnergy, z: Tensor) -> dict[str, Tensor]:
         "next_one": grams.next_one,
         "next_two": grams.next_two,
     }
+
+
+def _general_model(energy: DiscreteEnergy, z: Tensor) -> dict[str, Tensor]:
+    """The same of a metric with chords of any kind: :math:`G` on the diagonal, and what is missing there as bending."""
+    n = z.shape[1]
+    grams = energy.grams(z)
+    curves = max(1, energy.metric.points_at_once(z) // (4 * n))
+    pieces = torch.arange(len(z), device=z.device).split(curves)
+    parts = [_second_derivatives(energy.select(piece), z[piece]) for piece in pieces]
+    value, gradient, same, next_one, next_two = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return {
+        "value": value,
+        "gradient": gradient,
+        "same": grams.same,
+        "bent": 0.5 * (same + same.mT) / _weights(z)[:, None, None] - grams.same,
+        "next_one": next_one / (-8 * (n + 1) / 6),
+        "next_two": next_two / ((n + 1) / 6),
+    }
+
+
+def _second_derivatives(energy: DiscreteEnergy, z: Tensor) -> tuple[Tensor, ...]:
+    """Energy, gradient and the second derivatives by nodes (i, i), (i, i + 1), (i, i + 2) at z (B, n, d)."""
+    batch, n, d = z.shape
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        value = chord_energy(*energy.metric.squared_chords(energy.decode(leaf)))
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+    columns = z.new_zeros(batch, n, 5, d, d)  # of node i: by nodes i - 2 .. i + 2
+    for first in range(min(_APART, n)):
+        for k in range(d):
+            vector = torch.zeros_like(z)
+            vector[:, first::_APART, k] = 1
+            (product,) = torch.autograd.grad(gradient, leaf, vector, retain_graph=True, materialize_grads=True)
+            around = torch.nn.functional.pad(product, (0, 0, 2, 2)).unfold(1, 5, 1)  # (B, n, d, 5)
+            columns[:, first::_APART, :, :, k] = around[:, first::_APART].mT
+    # the column of node i + m at node i is the derivative by both
+    blocks = (columns[:, m:, 2 - m] for m in range(3))
+    return value.detach(), gradient.detach(), *blocks
+
+
+def _weights(z: Tensor) -> Tensor:
+    """What multiplies J_i' J_i in the second derivative of the energy (n,), at odd nodes first."""
+    n = z.shape[1]
+    weight = z.new_full((n,), 16 * (n + 1) / 6)
+    weight[1::2] = 14 * (n + 1) / 6
+    return weight
 
 
 def _row(entry: Tensor, z: Tensor) -> Tensor:
