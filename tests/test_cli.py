@@ -129,7 +129,10 @@ def test_the_documentation_names_every_option():
         ("map mnist012 --codes {tmp}/text.csv --out {tmp}/map.png", "cannot be read"),
         ("map mnist012 --bounds 1 0 0 1 --out {tmp}/map.png", "left < right"),
         ("encode mnist012 nowhere.npy --out {tmp}/c.npz", "nowhere.npy"),
-        ("encode mnist012 text.csv --out {tmp}/c.npz", "give mnist, fashion-mnist, digits, or a .npy or .npz file"),
+        (
+            "encode mnist012 text.csv --out {tmp}/c.npz",
+            "walking, blood-cells, or a .npy or .npz file",
+        ),
         ("encode mnist012 digits --out {tmp}/c.npz", "shape"),
         ("encode mnist012 digits --classes 11 --out {tmp}/c.npz", "11"),
         ("train {tmp}/plain.npy --classes 0,1 --out {tmp}/m", "labels"),
@@ -297,6 +300,13 @@ def test_training_shows_the_download(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inputs.datasets, name.replace("-", "_"), download)
     assert run("train", name, "--out", tmp_path) == 2
     assert shown == [True]
+
+
+@pytest.mark.parametrize(("name", "file"), [("walking", "cmu_subject07_walk"), ("blood-cells", "pbmc68k_reduced")])
+def test_data_that_cannot_be_downloaded_are_asked_for_by_name(name, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PULLBACK_DATA", raising=False)
+    assert run("train", name, "--out", tmp_path) == 2
+    assert file in capsys.readouterr().err
 
 
 def test_training_again_finds_the_model_there(trained, capsys):

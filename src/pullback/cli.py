@@ -17,7 +17,10 @@ USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 _RESUMED = ("train", "geodesic")
 
 _MODEL = "folder that `pullback train` wrote, or the name of a shipped model: mnist012"
-_DATA = "mnist, fashion-mnist, digits, or a .npy or .npz file with an array of samples, first axis = samples"
+_DATA = (
+    "mnist, fashion-mnist, digits, walking, blood-cells, or a .npy or .npz file with an array of samples, first axis = "
+    "samples"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

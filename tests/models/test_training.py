@@ -8,7 +8,9 @@ import torch
 
 from pullback import datasets, io
 from pullback.datasets import Dataset
-from pullback.models import VAE, CollapseWarning, RBFPrecision, TrainingSettings, load, train, training
+from pullback.models import VAE, CollapseWarning, RBFPrecision, TrainingSettings, load, loop, train, training
+
+CHECKPOINT = {"format": loop.FORMAT, "version": loop.VERSION}
 
 
 def same(a, b):
@@ -90,8 +92,7 @@ def test_an_interruption_keeps_all_finished_epochs(tmp_path, dataset, settings, 
         interrupt_at(patch, VAE, 4 * 3 + 2)
         with pytest.raises(KeyboardInterrupt):
             train(dataset, tmp_path, settings=settings)
-    _, record = io.load_tensors(tmp_path / training.CHECKPOINT, format="pullback.training", version=1)
-    assert len(record["history"]["vae"]) == 3
+    assert len(training_history(tmp_path)) == 3
 
 
 def test_a_training_that_is_interrupted_again_and_again_arrives(tmp_path, dataset, settings, monkeypatch):
@@ -106,15 +107,15 @@ def test_a_training_that_is_interrupted_again_and_again_arrives(tmp_path, datase
 
 
 def training_history(folder):
-    return io.load_tensors(folder / training.CHECKPOINT, format="pullback.training", version=1)[1]["history"]["vae"]
+    return io.load_tensors(folder / loop.CHECKPOINT, **CHECKPOINT)[1]["history"]
 
 
 def test_a_killed_process_loses_no_more_than_the_time_between_checkpoints(tmp_path, dataset, settings):
     script = f"""
         import os, torch
         from pullback.datasets import Dataset
-        from pullback.models import VAE, TrainingSettings, train, training
-        training._SECONDS = 0.0
+        from pullback.models import VAE, TrainingSettings, loop, train
+        loop._SECONDS = 0.0
         calls, loss = 0, VAE.loss
         def counted(*arguments, **keywords):
             global calls
@@ -177,35 +178,29 @@ def test_without_resume_a_run_begins_anew_and_an_interruption_leaves_no_old_mode
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, dataset, settings):
-    (tmp_path / training.CHECKPOINT).write_bytes(b"damaged")
+    (tmp_path / loop.CHECKPOINT).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a safetensors file"):
         train(dataset, tmp_path, settings=settings)
 
 
 @pytest.mark.parametrize(
     ("stage", "lost"),
-    [(VAE, lost) for lost in ("run", "history", "generator", "vae.", "optimizer.")]
-    + [(RBFPrecision, lost) for lost in ("rbf.weight", "rbf.centers", "optimizer.0.exp_avg")],
+    [(VAE, lost) for lost in ("run", "history", "optimizers", "generator", "module.vae.", "optimizer.")]
+    + [(RBFPrecision, lost) for lost in ("module.rbf.weight", "module.rbf.centers", "optimizer.rbf.0.exp_avg")],
 )
 def test_a_checkpoint_that_lacks_something_is_one_clear_error(tmp_path, dataset, settings, monkeypatch, stage, lost):
     with monkeypatch.context() as patch:
         interrupt_at(patch, stage, 6)
         with pytest.raises(KeyboardInterrupt):
             train(dataset, tmp_path, settings=settings)
-    path, form = tmp_path / training.CHECKPOINT, {"format": "pullback.training", "version": 1}
-    tensors, record = io.load_tensors(path, **form)
+    path = tmp_path / loop.CHECKPOINT
+    tensors, record = io.load_tensors(path, **CHECKPOINT)
     kept = [{name: part[name] for name in part if not name.startswith(lost)} for part in (tensors, record)]
     assert kept != [tensors, record]
-    io.save_tensors(path, *kept, **form)
+    io.save_tensors(path, *kept, **CHECKPOINT)
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint .* .*--no-resume"):
         train(dataset, tmp_path, settings=settings)
     train(dataset, tmp_path, settings=settings, resume=False)
-
-
-def test_the_precision_is_asked_for_in_the_second_stage_only(dataset, settings):
-    state = training._Run(dataset.samples, dataclasses.replace(settings, output="linear"), seed=0)
-    with pytest.raises(RuntimeError, match="second stage of the training has not begun"):
-        state.model(dataset)
 
 
 def test_of_the_settings_of_another_run_only_those_that_differ_are_named(tmp_path, dataset, settings):
@@ -346,7 +341,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is_written(t
 
 def test_a_loss_that_becomes_infinite_is_an_error_that_says_what_to_do(tmp_path, dataset, settings):
     wild = dataclasses.replace(settings, output="linear", learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch \d of 'vae': lower `learning_rate`"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch \d, batch \d: lower `learning_rate`"):
         train(dataset, tmp_path, settings=wild)
 
 

@@ -15,7 +15,7 @@ from pullback.datasets import Dataset
 from pullback.models import RBFVAE
 from pullback.models.shipped import NAMES
 
-_DATA_SETS = ("mnist", "fashion-mnist", "digits")
+_DATA_SETS = ("mnist", "fashion-mnist", "digits", "walking", "blood-cells")
 
 
 def model_named(name: str) -> RBFVAE:
@@ -36,9 +36,10 @@ def dataset_named(name: str, classes: Sequence[int] | None = None, split: str = 
         return datasets.mnist(split, classes=classes, progress=True)
     if name == "fashion-mnist":
         return datasets.fashion_mnist(split, classes=classes, progress=True)
-    if name != "digits" and Path(name).suffix not in (".npy", ".npz"):
+    whole = {"digits": datasets.digits, "walking": datasets.walking, "blood-cells": datasets.blood_cells}
+    if name not in whole and Path(name).suffix not in (".npy", ".npz"):
         raise ValueError(f"DATA is {name}: give {', '.join(_DATA_SETS)}, or a .npy or .npz file")
-    data = datasets.digits() if name == "digits" else datasets.from_file(name)
+    data = whole[name]() if name in whole else datasets.from_file(name)
     if classes is None:
         return data
     if data.labels is None:
@@ -46,7 +47,7 @@ def dataset_named(name: str, classes: Sequence[int] | None = None, split: str = 
     chosen = torch.isin(data.labels, torch.tensor(classes))
     if not bool(chosen.any()):
         raise ValueError(f"no sample of {name} has one of the labels {', '.join(map(str, classes))}")
-    return Dataset(data.samples[chosen], data.labels[chosen], data.sample_shape, data.name)
+    return data[chosen]
 
 
 def codes_from(path: str | None, model: RBFVAE) -> tuple[Tensor, Tensor | None]:

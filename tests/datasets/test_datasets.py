@@ -152,11 +152,11 @@ def test_mirrors_that_cannot_be_reached_are_all_named(tmp_path):
 def test_an_interrupted_download_leaves_nothing_behind(server, tmp_path, monkeypatch):
     server.pages["/good/file.bin"] = CONTENT
 
-    class Interrupted(datasets.tqdm):
+    class Interrupted(datasets.files.tqdm):
         def update(self, n=1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(datasets, "tqdm", Interrupted)
+    monkeypatch.setattr(datasets.files, "tqdm", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         datasets.download(FILE, [server.mirror("good")], tmp_path / "file.bin")
     assert not list(tmp_path.iterdir())
@@ -222,7 +222,7 @@ def test_without_files_and_mirrors_the_error_says_where_to_put_them(small_mnist,
 def test_the_cache_folder_can_be_chosen(monkeypatch, cache, xdg, expected):
     monkeypatch.setenv("PULLBACK_CACHE", cache)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    assert datasets._cache() == Path(expected).expanduser()
+    assert datasets.files.cache() == Path(expected).expanduser()
 
 
 def test_images_are_flattened_and_scaled_to_one(root):
