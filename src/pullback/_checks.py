@@ -33,10 +33,6 @@ class GraphWarning(PullbackWarning):
     """A graph lost edges, or falls into parts that no path joins."""
 
 
-class CurvatureWarning(PullbackWarning):
-    """Some points have no curvature: how many, the first of them, and why."""
-
-
 class NotFiniteError(ValueError):
     """Points, or what a decoder or metric gives there, are NaN or infinite."""
 

@@ -103,7 +103,7 @@ def test_other_codes_in_the_folder_are_refused(tmp_path):
     data, codes = circle()
     DecoderEnsemble(3, members=2).fit(data, codes, epochs=1, folder=tmp_path)
     for other in ((codes + 1,), (codes, torch.ones_like(codes))):
-        with pytest.raises(ValueError, match="other training: (codes|spread)"):
+        with pytest.raises(ValueError, match=r"other training: (codes|spread)"):
             DecoderEnsemble(3, members=2).fit(data, *other, epochs=1, folder=tmp_path)
 
 

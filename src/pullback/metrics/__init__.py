@@ -7,5 +7,6 @@ from pullback.metrics.pullback import Pullback
 from pullback.metrics.tabulated import TableError, Tabulated
 
 __all__ = [
-    "Conformal", "FisherRao", "LocalVariance", "MatrixField", "Metric", "Pullback", "Scaled", "Sum", "TableError", "Tabulated",
+    "Conformal", "FisherRao", "LocalVariance", "MatrixField", "Metric", "Pullback", "Scaled", "Sum", "TableError",
+    "Tabulated",
 ]  # fmt: skip

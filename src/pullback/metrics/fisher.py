@@ -46,8 +46,8 @@ class FisherRao(Pullback):
     Args:
         decoder: Maps points (n, d) to a ``torch.distributions`` object with batch shape (n, ...), or to its parameters.
             ``Independent`` makes no difference.
-        family: Makes a distribution of the parameters: of a tensor ``f(x)``, of a tuple ``f(*x)``, of a mapping ``f(**x)``. A
-            class, such as ``torch.distributions.Poisson``, or any function.
+        family: Makes a distribution of the parameters: of a tensor ``f(x)``, of a tuple ``f(*x)``, of a mapping
+            ``f(**x)``. A class, such as ``torch.distributions.Poisson``, or any function.
         chords: "kl" measures short segments of curves by the divergence there and back, KL(p, q) + KL(q, p), for
             families that have one. It agrees with the metric as segments become short. Default: chords where the family
             is immersed, else the metric at the middle of a segment.

@@ -29,7 +29,7 @@ class Model(nn.Module, ABC):
 
     Attributes:
         settings: The arguments of the constructor.
-        history: The mean loss of each epoch of the last training; of each part that is trained apart, where there are some.
+        history: The mean loss of each epoch of the last training; of each part that is trained apart, if any.
         run: The record of the last training: its settings, seed and data.
     """
 
