@@ -23,7 +23,7 @@ def check_on_images(data, share, accuracy, **settings):
     model = Autoencoder(data.samples.shape[1], hidden=(64, 32)).fit(data, **settings).double()
     x = data.samples.double()
     codes = model.encode(x).detach()
-    error = (model.decoder(codes) - x).square().mean()
+    error = (model.decoder(codes) - x).square().mean().detach()
     assert float(error) < share * float(x.var(0, correction=0).mean())
     assert neighbor_accuracy(codes, data.labels) > accuracy
     metric = pb.Pullback(model.decoder)
@@ -54,7 +54,7 @@ def test_a_linear_autoencoder_of_data_in_a_plane_gives_them_back():
     flat = torch.randn(200, 2, generator=seeded()) @ torch.randn(2, 5, generator=seeded(1)) + 100
     data = datasets.Dataset(flat, None, (5,), "plane")
     model = Autoencoder(5, hidden=(32,), output="linear").fit(data, epochs=150, batch_size=50, learning_rate=0.01)
-    residual = model.decoder(model.encode(flat)) - flat
+    residual = (model.decoder(model.encode(flat)) - flat).detach()
     assert float(residual.square().mean()) < 0.005 * float(flat.var(0).mean())
 
 
