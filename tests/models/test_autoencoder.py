@@ -67,7 +67,7 @@ def test_digits_are_given_back_far_better_than_by_their_mean_and_their_codes_tel
 @pytest.mark.skipif(not os.environ.get("PULLBACK_DATA"), reason="PULLBACK_DATA is not set")
 def test_the_same_holds_on_mnist():
     data = datasets.mnist()[slice(0, 10000)]
-    check_on_images(data, 0.65, 0.5, epochs=30, learning_rate=2e-3)
+    check_on_images(data, 0.72, 0.5, epochs=30, learning_rate=2e-3)
 
 
 def test_a_latent_dimension_that_does_nothing_is_warned_of():

@@ -4,7 +4,7 @@ import torch
 import pullback as pb
 from pullback import datasets
 from pullback.datasets import Dataset
-from pullback.models import VAE, Autoencoder, DecoderEnsemble
+from pullback.models import VAE, Autoencoder, DecoderEnsemble, ensemble
 
 
 def seeded(seed=0):
@@ -124,3 +124,13 @@ def test_codes_that_cannot_be_decoded_are_refused():
             DecoderEnsemble(3).fit(data, *wrong)
     with pytest.raises(ValueError, match="`members` is 0: wanted at least 1"):
         DecoderEnsemble(3, members=0)
+
+
+def test_members_that_begin_alike_part_by_the_order_of_what_they_see(monkeypatch):
+    layers = ensemble.decoder_layers
+    monkeypatch.setattr(ensemble, "decoder_layers", lambda d, hidden, D, _, link: layers(d, hidden, D, seeded(), link))
+    first, second = DecoderEnsemble(3, members=2).decoders
+    assert torch.equal(first[0].weight, second[0].weight)
+    data, codes = circle()
+    first, second = DecoderEnsemble(3, members=2).fit(data, codes, epochs=2, batch_size=20).decoders
+    assert not torch.equal(first[0].weight, second[0].weight)

@@ -142,11 +142,7 @@ class DecoderEnsemble(Model):
             return total / len(orders)
 
         def finish(model: DecoderEnsemble) -> None:
-            for decoder in model.decoders:
-                layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
-                take_units(layers[0], code_shift, code_scale)
-                if self.output == "linear":
-                    give_units(layers[-1], shift, scale)
+            model._in_units_of((code_shift, code_scale), (shift, scale))
 
         self._fit(
             dataset,
@@ -165,6 +161,14 @@ class DecoderEnsemble(Model):
             spread=None if spread is None else sha256(spread),
         )
         return self
+
+    def _in_units_of(self, codes: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> None:
+        """Make decoders of codes and data in the units of a training, a shift and a scale each, the same of both."""
+        for decoder in self.decoders:
+            layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
+            take_units(layers[0], *codes)
+            if self.output == "linear":
+                give_units(layers[-1], *data)
 
     def _orders(self, n: int, seed: int, bootstrap: bool) -> Tensor:
         """The sample that each member sees where the loop says k: (S, n). A random batch stays one, but is its own."""
