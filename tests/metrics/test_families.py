@@ -251,6 +251,8 @@ def test_saturated_outputs_keep_their_small_information_in_single_precision(fami
         metric, expected = FisherRao(lambda z: td.NegativeBinomial(2.0, logits=z)), 2 * logits.sigmoid()[:, 0]
     assert torch.allclose(metric.matrix(logits)[:, 0, 0], expected, rtol=1e-4, atol=0)
     assert torch.isfinite(metric.christoffel(logits, torch.ones(1), torch.ones(1))[1:4]).all()
+    beyond = torch.tensor([[-400.0], [400.0]])  # their exponentials overflow
+    assert torch.allclose(metric.matrix(beyond)[:, 0, 0], torch.tensor([0.0, 2 if family[0] == "n" else 0]))
 
 
 def test_probabilities_of_zero_and_one_and_categories_that_are_ruled_out_do_no_harm():
@@ -268,6 +270,13 @@ def test_small_probabilities_are_not_cut_off_at_the_precision_of_one(chords):
     # torch clamps probabilities at 1e-7 before it takes logits; a dark pixel would carry no information
     metric = FisherRao(lambda z: td.Bernoulli((z - 25).exp()), chords=chords)
     assert metric.matrix(torch.zeros(1)).item() == pytest.approx(math.exp(-25), rel=1e-4)
+
+
+@pytest.mark.parametrize("start", [-30.0, 0.0, 30.0])
+@pytest.mark.parametrize("make", [td.Poisson, lambda x: td.Bernoulli(logits=x.log()), lambda x: td.Gamma(1 + x, 1.0)])
+def test_a_first_point_that_tells_nothing_is_no_reason_to_refuse_a_family(make, start):
+    metric = FisherRao(lambda z: make((z + start).exp()), chords="kl")
+    assert torch.isfinite(metric.matrix(torch.zeros(1, dtype=F64)))
 
 
 def test_a_fixed_parameter_that_is_trained_later_is_followed():

@@ -406,3 +406,14 @@ def test_outside_of_where_the_decoder_is_finite_the_metric_says_so():
     metric = pb.FisherRao(lambda z: td.Exponential(z, validate_args=False))
     with pytest.raises(ValueError, match="NaN or infinity"):
         metric.matrix(torch.tensor([[1.0, 2.0], [-1.0, 2.0]], dtype=F64))
+
+
+def test_on_curves_a_distribution_that_does_not_exist_gives_no_number_instead_of_an_error():
+    # a solver has other curves to go on with
+    decoder = lambda z: td.Gamma(z[:, 0], z[:, 1], validate_args=False)  # noqa: E731
+    metric = pb.FisherRao(decoder, chords="kl")
+    nodes = torch.tensor([[[1, 2], [2, 2], [3, 2]], [[1, 2], [-1, 2], [-3, 2]]], dtype=F64)
+    single, double = metric.squared_chords(metric.features(nodes))
+    assert torch.isfinite(single[0]).all()
+    assert torch.isfinite(double[0]).all()
+    assert not torch.isfinite(single[1]).any()

@@ -114,11 +114,11 @@ class Divergence(Information):
             return (z * u * v).sum(-1)
         graph = differentiated(z, u, v)
         with torch.enable_grad():
-            x = (z if graph else z.detach()).double()
+            x = z if graph else z.detach()
             there = x.clone() if x.requires_grad else x.clone().requires_grad_()
             (slope,) = torch.autograd.grad(self.divergence(x, there).sum(), there, create_graph=True)
             options: Any = {"create_graph": graph, "materialize_grads": True}
-            return (torch.autograd.grad(slope, there, u.double(), **options)[0] * v).sum(-1).to(z)
+            return (torch.autograd.grad(slope, there, u, **options)[0] * v).sum(-1)
 
     @property
     def closed(self) -> bool:
@@ -140,26 +140,24 @@ class Divergence(Information):
         return self.kind(**values, validate_args=False)
 
     def regular(self, x: Tensor, v: Tensor) -> bool:
-        """Whether the divergence from x (1, M) grows as its derivatives say in the direction v (1, M), if x is finite.
+        """Whether the divergence from x (1, M) grows as its derivatives say along v (1, M), if x is finite.
 
-        It does not where the support moves with a parameter, or where a derivative is hidden or jumps.
+        It does not where the support moves with a parameter, or where a derivative is hidden or jumps. Here v is what a
+        step of length 1 in the latent space changes.
         """
         x, v = x.detach().double(), v.detach().double()
         if not (torch.isfinite(x) & torch.isfinite(v)).all():
             return True  # the decoder's fault, which others tell
-        v = v / torch.linalg.vector_norm(v).clamp_min(1e-300)
         square = float(self.inner(x, v, v))
-        if abs(square) < 1e-14:
-            return float(self.divergence(x, x + 1e-3 * v)) < 1e-9  # in this direction nothing changes
-        if not 0 < square < float("inf"):
-            return False
-        step = 1e-3 * v / square**0.5
+        h = 1e-5 / max(1.0, abs(square) ** 0.5)  # small for the latent space, and for the family
         with torch.enable_grad():
             here = x.clone().requires_grad_()
-            far = self.divergence(here, x + step)
+            far = self.divergence(here, x + h * v)
             slope = torch.autograd.grad(far.sum(), here, materialize_grads=True)[0] if far.requires_grad else 0 * x
-        ratios = 2e6 * float(far.detach()), -1e6 * float((slope.detach() * step).sum())  # both near 1
-        return all(abs(ratio - 1) < 0.1 for ratio in ratios)
+        # both of them are h^2 v'Hv
+        grown, pulled = 2 * float(far.detach()), -h * float((slope.detach() * v).sum())
+        slack = 0.1 * h**2 * abs(square) + 1e-12  # and rounding
+        return square > -1e-12 and all(abs(found - h**2 * square) < slack for found in (grown, pulled))
 
 
 class DivergenceChords(Divergence):
