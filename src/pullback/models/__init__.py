@@ -1,7 +1,9 @@
-"""Models with a latent space: a variational autoencoder with a radial-basis precision, trained, saved, loaded."""
+"""Models with a latent space, to train, save and load: autoencoder, VAEs, GAN, ensembles of decoders."""
 
 from pullback.models.autoencoder import Autoencoder
+from pullback.models.convolutional import ConvolutionalPrecision, ConvolutionalVAE
 from pullback.models.ensemble import DecoderEnsemble
+from pullback.models.gan import GAN, ModeCollapseWarning
 from pullback.models.model import CollapseWarning
 from pullback.models.rbf import RBFPrecision
 from pullback.models.rbfvae import RBFVAE, load
@@ -11,11 +13,15 @@ from pullback.models.training import train
 from pullback.models.vae import VAE
 
 __all__ = [
+    "GAN",
     "RBFVAE",
     "VAE",
     "Autoencoder",
     "CollapseWarning",
+    "ConvolutionalPrecision",
+    "ConvolutionalVAE",
     "DecoderEnsemble",
+    "ModeCollapseWarning",
     "Pretrained",
     "RBFPrecision",
     "TrainingSettings",
