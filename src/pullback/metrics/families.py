@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import Distribution, kl_divergence
 
-from pullback import _checks
+from pullback.metrics import refusals
 from pullback.metrics.contract import Metric
 from pullback.metrics.information import (
     DirichletInformation,
@@ -50,7 +50,7 @@ def family(distribution: Distribution, moving: Moving, *, chords: bool = False) 
     """
     kind, held = type(distribution), parameters(distribution)
     if "total_count" in moving:
-        raise _checks.moving_parameter(kind.__name__, "total_count")
+        raise refusals.moving_parameter(kind.__name__, "total_count")
     closed = closed_form(distribution, moving)
     if closed is not None and not chords:
         return closed
@@ -66,9 +66,9 @@ def family(distribution: Distribution, moving: Moving, *, chords: bool = False) 
             kl_divergence(distribution, distribution)
             found.divergence(here, there)
     except NotImplementedError:
-        raise _checks.no_divergence(kind.__name__, chords) from None
+        raise refusals.no_divergence(kind.__name__, chords) from None
     except TypeError as error:
-        raise _checks.not_rebuilt(kind.__name__, list(held), error) from error
+        raise refusals.not_rebuilt(kind.__name__, list(held), error) from error
     return Family(_all_parameters, found)
 
 
@@ -149,7 +149,7 @@ def _exponential(distribution: Distribution, moving: Moving) -> Family:
 @closed_form.register(td.Pareto)
 def _pareto(distribution: Distribution, moving: Moving) -> Family:
     if "scale" in moving:
-        raise _checks.irregular_family("Pareto")
+        raise refusals.irregular_family("Pareto")
     return Family(functools.partial(_log, name="alpha"))
 
 
@@ -189,7 +189,7 @@ def _weibull(distribution: Distribution, moving: Moving) -> Family:
 @closed_form.register(td.StudentT)
 def _student(distribution: Distribution, moving: Moving) -> Family:
     if "df" in moving:
-        raise _checks.moving_parameter("StudentT", "df")
+        raise refusals.moving_parameter("StudentT", "df")
     if moving <= {"loc"}:
         return Family(_student_location)
     return Family(_student_scale) if moving <= {"scale"} else Family(_student_both, HalfPlane(None))

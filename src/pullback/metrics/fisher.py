@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Independent
 from pullback import _checks
 from pullback.autodiff import direction, push
 from pullback.decoders import FeatureMap
+from pullback.metrics import refusals
 from pullback.metrics.contract import Metric
 from pullback.metrics.families import Family, family, parameters
 from pullback.metrics.information import Divergence
@@ -116,7 +117,7 @@ class Likelihood(FeatureMap):
         if self.family is None:
             self.footprint(points)
         if type(found) is not self.kind:
-            raise _checks.another_family(getattr(self.kind, "__name__", ""), type(found).__name__)
+            raise refusals.another_family(getattr(self.kind, "__name__", ""), type(found).__name__)
         return list(self.family.coordinates(found)) if self.family else []
 
     def _probe(self, points: Tensor) -> int:
@@ -130,21 +131,21 @@ class Likelihood(FeatureMap):
         if isinstance(self.family.information, Divergence) and not self.family.information.closed:
             x, along = (torch.cat(parts, 1) for parts in push(self.parts, z.detach(), (direction(z),)))
             if not self.family.information.regular(x, along):
-                raise _checks.irregular_family(self.kind.__name__)
+                raise refusals.irregular_family(self.kind.__name__)
         return super()._probe(points)
 
     def _distribution(self, result: Any, n: int) -> Distribution:
         """What the decoder returned for n points as a distribution with one entry an output."""
         if isinstance(result, Distribution):
             if self.make is not None:
-                raise _checks.needless_family(result)
+                raise refusals.needless_family(result)
             found = result
         elif self.make is None:
-            raise _checks.no_family(result)
+            raise refusals.no_family(result)
         else:
             found = _made(self.make, result)
         if found.batch_shape[:1] != (n,):
-            raise _checks.batch_of_distributions(
+            raise refusals.batch_of_distributions(
                 type(found).__name__, tuple(found.batch_shape), tuple(found.event_shape), n
             )
         while isinstance(found, Independent):
@@ -160,9 +161,9 @@ def _made(make: Callable[..., Distribution], result: Any) -> Distribution:
         else:
             found = make(*result) if isinstance(result, tuple | list) else make(result)
     except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
-        raise _checks.family_failed(result, error) from error
+        raise refusals.family_failed(result, error) from error
     if not isinstance(found, Distribution):
-        raise _checks.not_a_distribution(found)
+        raise refusals.not_a_distribution(found)
     return found
 
 
