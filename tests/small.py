@@ -24,8 +24,8 @@ class Bowl(nn.Module):
     """A matrix for each point: positive definite, not diagonal, different everywhere; of no known immersion."""
 
     def forward(self, z):
-        outer = z[:, :, None] * z[:, None, :]
-        return torch.eye(z.shape[1], dtype=z.dtype, device=z.device) + outer.sin() ** 2 + 0.5 * outer
+        outer, waves = (x[:, :, None] * x[:, None, :] for x in (z, z.sin()))
+        return torch.eye(z.shape[1], dtype=z.dtype, device=z.device) + waves + 0.5 * outer
 
 
 def tilt(z):

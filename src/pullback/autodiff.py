@@ -213,7 +213,10 @@ def _jet_by_reverse(
         for u, v in pairs:
             if u is not turning:
                 turning, (turned,) = u, torch.autograd.grad(pulled, z, u, create_graph=True, **options)
-            second.append(torch.autograd.grad(turned, w, v, create_graph=graph, **options))
+            if turned.requires_grad:
+                second.append(torch.autograd.grad(turned, w, v, create_graph=graph, **options))
+            else:  # linear in pieces, and torch knows
+                second.append(tuple(torch.zeros_like(x) for x in w))
         return first, second
 
 
