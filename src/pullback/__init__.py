@@ -48,22 +48,25 @@ _HOMES = {
     "Metric": "metrics",
     "Pullback": "metrics",
     "Tabulated": "metrics",
+    "CurvatureWarning": "_checks",
     "DerivativeWarning": "_checks",
     "GeodesicWarning": "_checks",
     "GraphWarning": "_checks",
     "PullbackWarning": "_checks",
     "RankWarning": "_checks",
 }
-_MODULES = ("datasets", "io", "models", "plot", "surfaces")
+_MODULES = ("curvature", "datasets", "io", "models", "plot", "surfaces")
 
 __all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from pullback import curvature as curvature
     from pullback import datasets as datasets
     from pullback import io as io
     from pullback import models as models
     from pullback import plot as plot
     from pullback import surfaces as surfaces
+    from pullback._checks import CurvatureWarning as CurvatureWarning
     from pullback._checks import DerivativeWarning as DerivativeWarning
     from pullback._checks import GeodesicWarning as GeodesicWarning
     from pullback._checks import GraphWarning as GraphWarning

@@ -201,7 +201,7 @@ def geomstats(straighten: bool = False) -> Solve:
     """geomstats 2.8, `PullbackMetric.log`: shooting with 100 Euler steps by default, or path straightening."""
 
     def solve(problem: Problem, start: Tensor, end: Tensor) -> Answer:
-        space = _immersed(problem, start)
+        space = immersed(problem, start)
         if straighten:
             from geomstats.numerics.geodesic import PathStraightening
 
@@ -224,7 +224,7 @@ def geomstats(straighten: bool = False) -> Solve:
     return solve
 
 
-def _immersed(problem: Problem, start: Tensor) -> Any:
+def immersed(problem: Problem, start: Tensor) -> Any:
     """The decoder as an immersed set of geomstats, on its torch backend."""
     os.environ["GEOMSTATS_BACKEND"] = "pytorch"
     default = torch.get_default_dtype()
