@@ -113,8 +113,13 @@ def test_members_with_other_outputs_are_refused():
 def test_members_of_another_dtype_are_refused():
     with pytest.raises(ValueError, match="the points have dtype float64 but the decoder has float32"):
         pb.Pullback(pb.Ensemble([mlp().float(), mlp().float()])).matrix(randn(3, 2))
-    with pytest.raises(ValueError, match="dtype"):
+    with pytest.raises(ValueError, match="the points have dtype float64 but the decoder has float32"):
         pb.Pullback(pb.Ensemble([mlp(), mlp().float()])).matrix(randn(3, 2))
+
+
+def test_members_on_another_device_are_refused():
+    with pytest.raises(ValueError, match="the points are on cpu but the decoder is on meta"):
+        pb.Pullback(pb.Ensemble([mlp(), mlp().to("meta")])).matrix(randn(3, 2))
 
 
 def test_an_ensemble_in_training_mode_is_refused():

@@ -152,9 +152,11 @@ def _effect_of_training(module: nn.Module) -> str | None:
 def fits_decoder(z: Tensor, decoder: object, said: str = "wrong type") -> None:
     """Raise when points and the decoder's weights differ in dtype or device, and that explains what it said."""
     tensors = (w for _, module in modules_behind(decoder) for w in (*module.parameters(False), *module.buffers(False)))
-    weight = next((w for w in tensors if w.is_floating_point()), None)
-    if weight is None:
+    weights = [w for w in tensors if w.is_floating_point()]
+    if not weights:
         return
+    elsewhere = (w for w in weights if w.device != z.device or w.dtype not in (z.dtype, *HALF))
+    weight = next(elsewhere, weights[0])  # of an ensemble perhaps one member alone
     if weight.device != z.device:
         raise ValueError(
             f"the points are on {z.device} but the decoder is on {weight.device}: use z.to('{weight.device}') "
