@@ -39,6 +39,7 @@ _HOMES = {
     "transport": "geodesics",
     "verify": "geodesics",
     "Graph": "graphs",
+    "Landmarks": "graphs",
     "grid_graph": "graphs",
     "knn_graph": "graphs",
     "Conformal": "metrics",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from pullback.geodesics import transport as transport
     from pullback.geodesics import verify as verify
     from pullback.graphs import Graph as Graph
+    from pullback.graphs import Landmarks as Landmarks
     from pullback.graphs import grid_graph as grid_graph
     from pullback.graphs import knn_graph as knn_graph
     from pullback.metrics import Conformal as Conformal

@@ -308,7 +308,7 @@ def test_the_decoder_is_called_on_many_points_at_once():
 def test_features_that_do_not_fit_the_memory_are_decoded_in_turns(monkeypatch):
     points = rand(120, 2)
     whole = knn_graph(Pullback(sphere), points, 5)
-    monkeypatch.setattr("pullback.graphs.free_memory", lambda device: 4 * 40 * 3 * 8)  # forty points
+    monkeypatch.setattr("pullback.graphs.edges.free_memory", lambda device: 4 * 40 * 3 * 8)  # forty points
     monkeypatch.setattr(Pullback, "points_at_once", lambda self, z: 32)
     parts = knn_graph(Pullback(sphere), points, 5)
     assert np.array_equal(parts.edges.indices, whole.edges.indices)
@@ -318,7 +318,7 @@ def test_features_that_do_not_fit_the_memory_are_decoded_in_turns(monkeypatch):
 def test_curves_of_many_starts_are_found_in_blocks(monkeypatch):
     graph, a, b = grid_graph(Pullback(sphere), square, 9), rand(30, 2), rand(30, 2, seed=1)
     whole, _ = graph.curves(Pullback(sphere), a, b)
-    monkeypatch.setattr("pullback.graphs._BLOCK", 12 * 81 * 4)  # four starts
+    monkeypatch.setattr("pullback.graphs.graph.BLOCK", 12 * 81 * 4)  # four starts
     parts, _ = graph.curves(Pullback(sphere), a, b)
     assert torch.equal(parts.nodes, whole.nodes)
 
@@ -363,7 +363,7 @@ def test_smoothing_makes_paths_shorter(monkeypatch):
     metric, (start, end) = Pullback(ring), around()
     graph = grid_graph(metric, square, 25)
     smooth = pb.length(metric, graph.curves(metric, start, end)[0])
-    monkeypatch.setattr("pullback.graphs._PASSES", 0)
+    monkeypatch.setattr("pullback.graphs.graph._PASSES", 0)
     rough = pb.length(metric, graph.curves(metric, start, end)[0])
     assert smooth.mean() < 0.995 * rough.mean()
 

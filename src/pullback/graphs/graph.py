@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, dijkstra
-from scipy.spatial import KDTree
+from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from pullback import _checks
-from pullback._batching import free_memory
 from pullback.chords import root
 from pullback.curves import Curve, squared_chords
+from pullback.graphs.edges import BLOCK, Array, compressed, measure, nearest, parts
 from pullback.metrics import Metric
 from pullback.types import Points
 
 if TYPE_CHECKING:
     import networkx
 
-Array = NDArray[Any]
-_SMOOTH = 0.1  # the share of its length that a middle sample may add to an edge that counts as smooth
 _TIE = 1 + 1e-9  # lengths this close are equal, so that rounding does not choose between paths
-_BLOCK = 256 << 20  # bytes of distances and predecessors to hold at once
-_LINKS = 16  # latent pairs that are measured when a part of a graph is joined to the others
 _PASSES = 8  # of smoothing; more cut the corners around walls
-_BRIDGE_SAMPLES = 15  # interior samples of a bridge, which is longer than other edges
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +83,7 @@ class Graph:
         by_row = np.lexsort((columns, rows))
         data, slack = (np.concatenate((values[order], values[order]))[by_row] for values in (lengths, errors))
         starts = np.searchsorted(rows[by_row], np.arange(len(points) + 1))
-        return cls(points.detach(), _compressed(data, columns[by_row], starts), slack, **settings)
+        return cls(points.detach(), compressed(data, columns[by_row], starts), slack, **settings)
 
     def distances(self, sources: int | Sequence[int] | Tensor) -> Tensor:
         """Lengths of shortest paths from sources, one (n,) or several (k, n), to every point; inf where none leads.
@@ -118,7 +109,7 @@ class Graph:
 
     def components(self) -> Tensor:
         """The connected part of each point: (n,), counted from 0."""
-        return torch.as_tensor(_parts(self.edges), device=self.points.device).long()
+        return torch.as_tensor(parts(self.edges), device=self.points.device).long()
 
     def to_networkx(self) -> networkx.Graph:
         """The graph with ``point`` (d,) at each node, and ``weight``, the length, and ``error`` at each edge."""
@@ -187,17 +178,62 @@ class Graph:
             found = torch.zeros(0, dtype=torch.bool, device=a.device)
         return Curve(line.reshape(*batch, *line.shape[1:])), found.reshape(batch)
 
+    def insert(self, metric: Metric, points: Points) -> Graph:
+        """The graph with new points behind its own, each linked to the nearest old and new ones; no edge is lost.
+
+        So a grid knows distances between codes without moving these to its points.
+
+        Args:
+            metric: The metric that the graph was made with.
+            points: (m, d).
+
+        Returns:
+            A graph of n + m points; new point i is point n + i.
+
+        Raises:
+            ValueError: When points do not fit the graph.
+
+        Cost:
+            ``m n_neighbors (n_interior + 2)`` evaluations or less, with three interior samples or more.
+
+        Example:
+            >>> import pullback as pb
+            >>> metric = pb.Pullback(torch.nn.Identity())
+            >>> grid = pb.grid_graph(metric, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 11)
+            >>> more = grid.insert(metric, torch.tensor([[0.03, 0.0], [0.98, 0.0]]))
+            >>> round(float(more.distances(121)[122]), 4)
+            0.95
+        """
+        if not isinstance(metric, Metric):
+            raise _checks.not_a_metric(metric)
+        points = _checks.cloud(points, "points").detach()
+        _checks.same_kind(points, self.points, "points", "graph.points")
+        everything, own = torch.cat((self.points, points)), len(self.points) + np.arange(len(points))[:, None]
+        near = nearest(everything, points, min(self.n_neighbors + 1, len(everything)))
+        pairs = np.stack(np.broadcast_arrays(near, own), -1).reshape(-1, 2)
+        pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], 1), axis=0)
+        with torch.no_grad():
+            lengths, errors = measure(metric, everything, pairs, max(self.n_interior, 3))
+        good = np.isfinite(lengths)
+        old = self.edges.tocoo()
+        return Graph.from_edges(
+            everything, np.concatenate((np.stack((old.row, old.col), 1), pairs[good])),
+            np.concatenate((old.data, lengths[good])), errors=np.concatenate((self.errors, errors[good])),
+            bridges=self.bridges, dropped=self.dropped + int((~good).sum()), n_neighbors=self.n_neighbors,
+            n_interior=self.n_interior,
+        )  # fmt: skip
+
     def __repr__(self) -> str:
         n, d = self.points.shape
-        parts = int(_parts(self.edges).max()) + 1
-        return f"Graph({n} points, d = {d}, {self.edges.nnz // 2} edges, {parts} components)"
+        n_parts = int(parts(self.edges).max()) + 1
+        return f"Graph({n} points, d = {d}, {self.edges.nnz // 2} edges, {n_parts} components)"
 
     def _links(self, metric: Metric, new: Tensor) -> tuple[Array, Array]:
         """The points of the graph (m, k) next to new points (m, d), and how far they are: inf where none can tell."""
-        near = _nearest(self.points, new, min(self.n_neighbors, len(self.points)))
+        near = nearest(self.points, new, min(self.n_neighbors, len(self.points)))
         own = len(self.points) + np.arange(len(new))[:, None]
         pairs = np.stack(np.broadcast_arrays(near, own), -1).reshape(-1, 2)
-        lengths, _ = _measure(metric, torch.cat((self.points, new)), pairs, max(self.n_interior, 3))
+        lengths, _ = measure(metric, torch.cat((self.points, new)), pairs, max(self.n_interior, 3))
         return near, np.where(np.isfinite(lengths), lengths, np.inf).reshape(near.shape)
 
     def _paths(self, metric: Metric, start: Tensor, end: Tensor, n_segments: int) -> tuple[Tensor, Tensor]:
@@ -207,7 +243,7 @@ class Graph:
         out, out_length = self._links(metric, origins)
         into, into_length = self._links(metric, goals)
         nodes, total = start.new_empty(len(start), n_segments + 1, start.shape[1]), np.empty(len(start))
-        n, size = len(self.points), max(1, _BLOCK // (12 * len(self.points)))
+        n, size = len(self.points), max(1, BLOCK // (12 * len(self.points)))
         for first in range(0, len(origins), size):
             block = slice(first, min(first + size, len(origins)))
             extended = self._extended(out[block], out_length[block])
@@ -231,204 +267,7 @@ class Graph:
         reach = np.isfinite(lengths)
         ends = self.edges.nnz + np.cumsum(reach.sum(1))
         data = np.concatenate((self.edges.data, lengths[reach]))
-        return _compressed(data, np.concatenate((self.edges.indices, near[reach])), np.append(self.edges.indptr, ends))
-
-
-def knn_graph(metric: Metric, codes: Points, n_neighbors: int = 16, *, n_interior: int = 1) -> Graph:
-    """The graph that joins each point with those next to it by decoded length, in any latent dimension.
-
-    Three times as many neighbors in latent space are measured, for these alone are wrong where the metric is
-    anisotropic; the closest are kept, in both directions. Separate parts are joined by their cheapest links, which are
-    the graph's ``bridges``.
-
-    Args:
-        metric: The metric.
-        codes: Points (n, d); duplicates are joined by edges of length zero.
-        n_neighbors: How many points each is joined with, at least; also new points.
-        n_interior: Samples inside an edge; an odd number gives lengths of fourth order.
-
-    Raises:
-        ValueError: When there are no more points than neighbors, or some are not finite.
-
-    Warns:
-        GraphWarning: When edges were dropped because the decoder is not finite on them, or parts could not be joined.
-
-    Cost:
-        n + 3 n_neighbors n_interior n evaluations at most, mostly a third less since neighbors are mutual: points
-        are decoded once, if their features fit the memory.
-
-    Reference:
-        Chen, Ferroni, Klushyn, Paraschos, Bayer, van der Smagt (2019), Fast approximate geodesics for deep generative
-        models.
-
-    Example:
-        >>> import pullback as pb
-        >>> line = torch.linspace(0, 1, 11)[:, None]
-        >>> graph = knn_graph(pb.Pullback(lambda z: 3 * z), line, n_neighbors=2)
-        >>> round(float(graph.distances(0)[10]), 4)
-        3.0
-    """
-    if not isinstance(metric, Metric):
-        raise _checks.not_a_metric(metric)
-    codes = _checks.cloud(codes, "codes").detach()
-    _checks.at_least(n_neighbors, 1, "n_neighbors")
-    _checks.at_least(n_interior, 0, "n_interior")
-    _checks.enough_points(len(codes), n_neighbors)
-    pairs, which = _candidates(codes, 3 * n_neighbors)
-    with torch.no_grad():
-        lengths, errors = _measure(metric, codes, pairs, n_interior)
-        defined = np.isfinite(lengths)
-        ranked = np.where(defined, lengths, np.inf)[which]
-        best = np.take_along_axis(which, ranked.argsort(1, kind="stable")[:, :n_neighbors], 1)
-        kept = np.zeros(len(pairs), dtype=bool)
-        kept[best] = True
-        kept &= defined
-        known = np.zeros(len(codes), dtype=bool)
-        known[pairs[defined]] = True
-        bridges, *measured = _bridges(metric, codes, pairs[kept], known, max(n_interior, _BRIDGE_SAMPLES))
-    graph = Graph.from_edges(
-        codes, np.concatenate((pairs[kept], bridges)), np.concatenate((lengths[kept], measured[0])),
-        errors=np.concatenate((errors[kept], measured[1])), bridges=bridges, dropped=int((~defined).sum()),
-        n_neighbors=n_neighbors, n_interior=n_interior,
-    )  # fmt: skip
-    _warn(graph, len(pairs), joined=True)
-    return graph
-
-
-def grid_graph(metric: Metric, bounds: Tensor, resolution: int | Sequence[int], *, n_interior: int = 1) -> Graph:
-    """The graph over a regular grid in d <= 3 dimensions, which covers also what no code is near.
-
-    Each point is joined with its 2, 8 or 26 neighbors, in the plane also by the 8 moves of a knight: paths turn less.
-
-    Args:
-        metric: The metric.
-        bounds: (d, 2), the lower and upper end of each axis.
-        resolution: Points along each axis, 2 or more: one number, or one for each axis.
-        n_interior: Samples inside an edge; an odd number gives lengths of fourth order.
-
-    Raises:
-        ValueError: When bounds are empty, the resolution is below 2, or d above 3.
-
-    Warns:
-        GraphWarning: When edges were dropped because the decoder is not finite on them.
-
-    Cost:
-        With N points N + 8 N n_interior evaluations in the plane, N + 13 N n_interior in space.
-
-    Example:
-        >>> import pullback as pb
-        >>> graph = grid_graph(pb.Pullback(torch.nn.Identity()), torch.tensor([[0.0, 1.0], [0.0, 2.0]]), (11, 21))
-        >>> round(float(graph.distances(0)[-1]), 2)  # two legs: a knight's moves go 2 : 1
-        2.24
-    """
-    if not isinstance(metric, Metric):
-        raise _checks.not_a_metric(metric)
-    _checks.at_least(n_interior, 0, "n_interior")
-    shape = _checks.grid(bounds, resolution)
-    bounds = bounds.detach()
-    ticks = [torch.linspace(0, 1, count, dtype=bounds.dtype, device=bounds.device) for count in shape]
-    axes = [low + (high - low) * t for (low, high), t in zip(bounds.unbind(0), ticks, strict=True)]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape))
-    index, reach = np.arange(len(points)).reshape(shape), 2 if len(shape) == 2 else 1
-    steps = [step for step in itertools.product(range(-reach, reach + 1), repeat=len(shape)) if math.gcd(*step) == 1]
-    joined = []
-    for step in steps[len(steps) // 2 :]:  # in order, the first half are the opposites of the second
-        here = tuple(slice(max(0, -s), max(0, count - max(0, s))) for s, count in zip(step, shape, strict=True))
-        there = tuple(slice(max(0, s), max(0, count - max(0, -s))) for s, count in zip(step, shape, strict=True))
-        joined.append(np.stack((index[here].reshape(-1), index[there].reshape(-1)), 1))
-    pairs = np.concatenate(joined)
-    with torch.no_grad():
-        lengths, errors = _measure(metric, points, pairs, n_interior)
-    good = np.isfinite(lengths)
-    settings: dict[str, Any] = {"dropped": int((~good).sum()), "n_interior": n_interior}
-    graph = Graph.from_edges(points, pairs[good], lengths[good], errors=errors[good], **settings)
-    _warn(graph, len(pairs), joined=False)
-    return graph
-
-
-def _candidates(points: Tensor, k: int) -> tuple[Array, Array]:
-    """The pairs (m, 2) of points (n, d) of which one is among the k nearest of the other, and those of each: (n, k)."""
-    n = len(points)
-    near, index = _nearest(points, points, min(k, n - 1) + 1), np.arange(n)[:, None]
-    own = near == index
-    own[~own.any(1), -1] = True  # among many duplicates a point may not find itself
-    near = near[~own].reshape(n, -1)
-    code, which = np.unique(np.minimum(near, index) * n + np.maximum(near, index), return_inverse=True)
-    return np.stack((code // n, code % n), 1), which.reshape(n, -1)
-
-
-def _measure(metric: Metric, points: Tensor, pairs: Array, n_interior: int) -> tuple[Array, Array]:
-    """Decoded lengths (m,) of straight edges (m, 2) between points (n, d), and how much the samples inside add.
-
-    NaN where the decoder is not finite. Points are decoded once, but in turns when all their features are too large.
-    """
-    i, j = torch.as_tensor(pairs, device=points.device).unbind(1)
-    used, (i, j) = torch.unique(torch.stack((i, j)), return_inverse=True)
-    limit = metric.points_at_once(points)
-    x = metric.features(points[used[:limit]])
-    if len(pairs) > limit and x.shape[1] * x.element_size() * len(used) > free_memory(points.device) // 4:
-        halves = [_measure(metric, points, half, n_interior) for half in np.array_split(pairs, 2)]
-        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
-    if len(used) > limit:
-        x = torch.cat((x, metric.features(points[used[limit:]])))
-    t = torch.linspace(0, 1, n_interior + 2, dtype=points.dtype, device=points.device)[1:-1, None]
-    results = []
-    for k in torch.arange(len(i), device=i.device).split(max(1, limit // max(1, n_interior))):
-        ends, images = (points[used[i[k]], None], points[used[j[k]], None]), (x[i[k], None], x[j[k], None])
-        inside = metric.features((1 - t) * ends[0] + t * ends[1]) if n_interior else images[0][:, :0]
-        results.append(_edge_length(*metric.squared_chords(torch.cat((images[0], inside, images[1]), 1))))
-    lengths, errors = (torch.cat(values).double().cpu().numpy() for values in zip(*results, strict=True))
-    return lengths, errors
-
-
-def _edge_length(single: Tensor, double: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths (m,) from squared chords (m, T) and double chords (m, T // 2), and by how much these disagree."""
-    fine, coarse = root(single), root(double).sum(1)
-    paired = fine[:, : 2 * double.shape[1]].sum(1)
-    gain, length = paired - coarse, fine.sum(1)
-    defined = torch.isfinite(length)
-    if double.shape[1] == 0:
-        gain = torch.full_like(length, torch.nan)
-    smooth = (gain.abs() <= _SMOOTH * length) & (fine.shape[1] % 2 == 0)  # elsewhere a third of it may be too much
-    length = torch.where(smooth, length + gain / 3, length)
-    return length.masked_fill(~defined, torch.nan), gain.abs()
-
-
-def _bridges(metric: Metric, points: Tensor, pairs: Array, known: Array, n_interior: int) -> tuple[Array, Array, Array]:
-    """The edges (m, 2) that join the parts of a graph, their lengths and errors.
-
-    Each part but the largest gets its cheapest link to the rest, until none is left. Only links between known points,
-    those where the decoder is finite, are tried: in each part the pairs that are closest in latent space.
-    """
-    edges, lengths, errors = np.empty((0, 2), dtype=np.int64), np.empty(0), np.empty(0)
-    while True:
-        both = np.concatenate((pairs, edges))
-        part = _parts(csr_array((np.ones(len(both)), both.T), shape=(len(points), len(points))))
-        sizes = np.bincount(part[known], minlength=1)
-        candidates, owners = [], []
-        for label in np.nonzero(sizes)[0]:
-            if label == sizes.argmax():
-                continue
-            inside, outside = np.nonzero(known & (part == label))[0], np.nonzero(known & (part != label))[0]
-            k = min(4, len(outside))
-            partner = outside[_nearest(points[outside], points[inside], k)]
-            links = np.stack((np.repeat(inside, k), partner.reshape(-1)), 1)
-            gap = (points[links[:, 0]] - points[links[:, 1]]).square().sum(1).cpu().numpy()
-            candidates.append(links[gap.argsort(kind="stable")[:_LINKS]])
-            owners.append(np.full(len(candidates[-1]), len(owners)))
-        if not candidates:
-            return edges, lengths, errors
-        links, owner = np.concatenate(candidates), np.concatenate(owners)
-        length, error = _measure(metric, points, links, n_interior)
-        order = np.lexsort((length, owner))  # NaN last
-        order = order[np.diff(owner[order], prepend=-1) != 0]
-        order = order[np.isfinite(length[order])]
-        if not len(order):
-            return edges, lengths, errors
-        edges = np.concatenate((edges, links[order]))
-        lengths, errors = np.concatenate((lengths, length[order])), np.concatenate((errors, error[order]))
-        edges, first = np.unique(np.sort(edges, 1), axis=0, return_index=True)  # two parts may choose the same
-        lengths, errors = lengths[first], errors[first]
+        return compressed(data, np.concatenate((self.edges.indices, near[reach])), np.append(self.edges.indptr, ends))
 
 
 def _shortest(metric: Metric, path: Tensor, length: Tensor, line: Tensor) -> Tensor:
@@ -464,31 +303,3 @@ def _walk(before: Array, row: Array, last: Array, source: Array) -> Array:
     while (stops[-1] != source).any():
         stops.append(np.where(stops[-1] == source, source, before[row, stops[-1]]).astype(np.int64))
     return np.stack(stops[::-1], 1)
-
-
-def _nearest(points: Tensor, queries: Tensor, k: int) -> Array:
-    """The k points (n, d) that are closest in latent space to each query: (m, k), closest first."""
-    if points.shape[1] <= 8:
-        _, found = KDTree(points.cpu().numpy()).query(queries.cpu().numpy(), k=k)
-        return np.asarray(found).reshape(-1, k)
-    found = []
-    for some in queries.split(max(1, _BLOCK // (16 * len(points)))):
-        gaps = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
-        found.append(gaps.topk(k, largest=False).indices)
-    return torch.cat(found).cpu().numpy()
-
-
-def _compressed(data: Array, columns: Array, starts: Array) -> csr_array:
-    """A square sparse matrix that keeps its zeros: adding or comparing matrices would lose them."""
-    kind = np.int32 if len(data) < 2**31 else np.int64
-    return csr_array((data, columns.astype(kind), starts.astype(kind)), shape=(len(starts) - 1, len(starts) - 1))
-
-
-def _parts(edges: csr_array) -> Array:
-    return connected_components(edges, directed=True, connection="weak")[1]
-
-
-def _warn(graph: Graph, n_measured: int, *, joined: bool) -> None:
-    apart = int(_parts(graph.edges).max())
-    if graph.dropped or (joined and apart):
-        warnings.warn(_checks.torn_graph(graph.dropped, n_measured, apart + 1), _checks.GraphWarning, stacklevel=3)

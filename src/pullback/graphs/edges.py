@@ -1,0 +1,80 @@
+"""Edges of graphs: their decoded lengths, the points that are near, and the sparse matrix of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from pullback._batching import free_memory
+from pullback.chords import root
+from pullback.metrics import Metric
+
+Array = NDArray[Any]
+BLOCK = 256 << 20  # bytes of distances and predecessors to hold at once
+_SMOOTH = 0.1  # the share of its length that a middle sample may add to an edge that counts as smooth
+
+
+def measure(metric: Metric, points: Tensor, pairs: Array, n_interior: int) -> tuple[Array, Array]:
+    """Decoded lengths (m,) of straight edges (m, 2) between points (n, d), and how much the samples inside add.
+
+    NaN where the decoder is not finite. Points are decoded once, but in turns when all their features are too large.
+    """
+    i, j = torch.as_tensor(pairs, device=points.device).unbind(1)
+    used, (i, j) = torch.unique(torch.stack((i, j)), return_inverse=True)
+    limit = metric.points_at_once(points)
+    x = metric.features(points[used[:limit]])
+    if len(pairs) > limit and x.shape[1] * x.element_size() * len(used) > free_memory(points.device) // 4:
+        halves = [measure(metric, points, half, n_interior) for half in np.array_split(pairs, 2)]
+        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
+    if len(used) > limit:
+        x = torch.cat((x, metric.features(points[used[limit:]])))
+    t = torch.linspace(0, 1, n_interior + 2, dtype=points.dtype, device=points.device)[1:-1, None]
+    results = []
+    for k in torch.arange(len(i), device=i.device).split(max(1, limit // max(1, n_interior))):
+        ends, images = (points[used[i[k]], None], points[used[j[k]], None]), (x[i[k], None], x[j[k], None])
+        inside = metric.features((1 - t) * ends[0] + t * ends[1]) if n_interior else images[0][:, :0]
+        results.append(_edge_length(*metric.squared_chords(torch.cat((images[0], inside, images[1]), 1))))
+    lengths, errors = (torch.cat(values).double().cpu().numpy() for values in zip(*results, strict=True))
+    return lengths, errors
+
+
+def _edge_length(single: Tensor, double: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths (m,) from squared chords (m, T) and double chords (m, T // 2), and by how much these disagree."""
+    fine, coarse = root(single), root(double).sum(1)
+    paired = fine[:, : 2 * double.shape[1]].sum(1)
+    gain, length = paired - coarse, fine.sum(1)
+    defined = torch.isfinite(length)
+    if double.shape[1] == 0:
+        gain = torch.full_like(length, torch.nan)
+    smooth = (gain.abs() <= _SMOOTH * length) & (fine.shape[1] % 2 == 0)  # elsewhere a third of it may be too much
+    length = torch.where(smooth, length + gain / 3, length)
+    return length.masked_fill(~defined, torch.nan), gain.abs()
+
+
+def nearest(points: Tensor, queries: Tensor, k: int) -> Array:
+    """The k points (n, d) that are closest in latent space to each query: (m, k), closest first."""
+    if points.shape[1] <= 8:
+        _, found = KDTree(points.cpu().numpy()).query(queries.cpu().numpy(), k=k)
+        return np.asarray(found).reshape(-1, k)
+    found = []
+    for some in queries.split(max(1, BLOCK // (16 * len(points)))):
+        gaps = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
+        found.append(gaps.topk(k, largest=False).indices)
+    return torch.cat(found).cpu().numpy()
+
+
+def compressed(data: Array, columns: Array, starts: Array) -> csr_array:
+    """A square sparse matrix that keeps its zeros: adding or comparing matrices would lose them."""
+    kind = np.int32 if len(data) < 2**31 else np.int64
+    return csr_array((data, columns.astype(kind), starts.astype(kind)), shape=(len(starts) - 1, len(starts) - 1))
+
+
+def parts(edges: csr_array) -> Array:
+    return connected_components(edges, directed=True, connection="weak")[1]
