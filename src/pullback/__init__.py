@@ -38,6 +38,7 @@ _HOMES = {
     "save": "geodesics",
     "transport": "geodesics",
     "verify": "geodesics",
+    "distance_matrix": "distances",
     "Graph": "graphs",
     "Landmarks": "graphs",
     "grid_graph": "graphs",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from pullback.curves import length as length
     from pullback.decoders import Ensemble as Ensemble
     from pullback.decoders import Gaussian as Gaussian
+    from pullback.distances import distance_matrix as distance_matrix
     from pullback.geodesics import Collocate as Collocate
     from pullback.geodesics import ConvergenceError as ConvergenceError
     from pullback.geodesics import Fallback as Fallback

@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parents[2] / "src" / "pullback"
 
 # Row by row from the ground up; inside a row, from left to right. A package counts as one module.
 ROWS = [
-    ["types", "_modules", "_checks", "_batching", "autodiff", "io"],
+    ["types", "_modules", "_checks", "_batching", "autodiff", "io", "stores"],
     ["decoders", "chords", "metrics", "surfaces", "curves", "curvature"],
     ["geodesics", "graphs"],
     ["distances", "diagnostics"],

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pullback import io
 from pullback._checks import PullbackWarning
@@ -114,12 +111,3 @@ class Blocks:
 
     def _paths(self) -> list[Path]:
         return sorted(path for path in self.result.parent.glob("block-*.npz") if _NAME.fullmatch(path.name))
-
-
-def digest(arrays: Iterable[NDArray[Any]]) -> str:
-    """SHA-256 over shapes, dtypes and bytes."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(f"{array.dtype} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from pullback import io
 from pullback._checks import GeodesicWarning
-from pullback.commands.blocks import Blocks, digest
+from pullback.commands.blocks import Blocks
 from pullback.commands.inputs import codes_from, model_named, pairs_from, random_pairs
 from pullback.commands.outputs import check_writable, csv_text
 from pullback.curves import Curve, length
 from pullback.geodesics import Solution, geodesic
 from pullback.metrics import Metric, Pullback
 from pullback.models import RBFVAE
+from pullback.stores import digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
