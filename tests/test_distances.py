@@ -35,8 +35,9 @@ def test_the_matrix_is_a_metric_and_not_below_geodesics(seed, d):
     assert (found.diagonal() == 0).all()
     assert torch.allclose(found, found.mT, rtol=1e-12)
     assert (found[:, None] <= found[:, :, None] + found[None] + 1e-12).all()
-    path = pb.geodesic(metric, codes[:5], codes[5:10], starts=("straight", "bends"))
-    assert (found[range(5), range(5, 10)] >= (path.length - path.length_error)[:5]).all()
+    graph = pb.knn_graph(metric, codes, 6)
+    path = pb.geodesic(metric, codes[:5], codes[5:10], starts=("straight", "bends", graph))
+    assert (found[range(5), range(5, 10)] >= (path.length - path.length_error) * (1 - 5e-3)).all()  # edges have errors
 
 
 def test_entries_are_those_of_the_graph(metric, codes):

@@ -64,7 +64,7 @@ def ratios(graph, truth):
 def test_neighbor_distances_are_never_below_the_true_ones_and_not_far_above(surface):
     points = rand(400, 2)
     r = ratios(knn_graph(Pullback(surface), points, 14), true_distances(surface, points))
-    assert r.min() > 1 - 1e-4  # the error of the edges
+    assert r.min() > 1 - 1e-3  # the error of the edges
     assert r.median() < 1.06
     assert r.quantile(0.95) < 1.15
 
@@ -117,16 +117,43 @@ def test_an_odd_number_of_chords_is_added_up_as_it_is():
     assert graph.distances(0)[1] == pytest.approx(float((x[1:] - x[:-1]).norm(dim=1).sum()), rel=1e-12)
 
 
+def test_the_other_neighbors_are_spread_over_those_that_were_measured():
+    # paths of short hops alone turn often: long hops make them straighter, for the same evaluations and edges
+    points = torch.stack((torch.arange(100, dtype=F64), torch.zeros(100, dtype=F64)), 1)
+    ends = set(knn_graph(Pullback(nn.Identity()), points, 6).edges[[0]].indices.tolist())
+    assert ends >= {1, 2, 3, 4, 9, 14}  # of 18 that were measured: the first 3, and every fifth behind
+    assert not ends & {6, 11, 16, 17, 18}
+
+
+def test_an_edge_that_bends_is_measured_with_more_samples():
+    bump = Pullback(lambda z: torch.cat((z, torch.exp(-(((z - 0.3) / 0.05) ** 2))), 1))
+    ends = torch.tensor([[0.0], [0.6]], dtype=F64)
+    truth = pb.length(bump, pb.Curve.straight(*ends), n_segments=2000)
+    once, more = (knn_graph(bump, ends, 1, n_interior=n) for n in (1, None))
+    assert abs(once.distances(0)[1] / truth - 1) > 0.02
+    assert abs(more.distances(0)[1] / truth - 1) < 0.02
+    gentle = ends / 60
+    assert torch.equal(*(knn_graph(bump, gentle, 1, n_interior=n).distances(0) for n in (1, None)))
+
+
+def test_neighbors_behind_a_hole_of_the_decoder_are_replaced_by_finite_ones():
+    points = torch.linspace(0, 1, 50, dtype=F64)[:, None]
+    hole = Pullback(lambda z: torch.where((z > 0.105) & (z < 0.119), torch.nan, z))
+    with pytest.warns(pb.GraphWarning):
+        graph = knn_graph(hole, points, 4)
+    assert np.diff(graph.edges.indptr).min() >= 4
+
+
 def test_a_kink_inside_an_edge_is_not_extrapolated():
     corner = Pullback(lambda z: torch.cat((z.clamp_max(0), z.clamp_min(0)), 1))  # a right angle at 0
     graph = knn_graph(corner, torch.tensor([[-1.0], [1.0]], dtype=F64), 1)
     assert graph.distances(0)[1] == pytest.approx(2.0, rel=1e-12)
 
 
-def test_the_neighbors_are_the_closest_by_decoded_length():
+def test_half_of_the_neighbors_are_the_closest_by_decoded_length():
     # neighbors in latent space alone are wrong where the metric is anisotropic
     scale, points = torch.tensor([3.0, 1.0], dtype=F64), rand(400, 2)
-    graph = knn_graph(Pullback(lambda z: z * scale), points, 4)
+    graph = knn_graph(Pullback(lambda z: z * scale), points, 8)
 
     def neighbors(z):
         return torch.cdist(z, z).fill_diagonal_(torch.inf).topk(4, largest=False).indices
