@@ -156,7 +156,7 @@ def _candidates(points: Tensor, k: int) -> tuple[Array, Array]:
 
 
 def _spread(which: Array, lengths: Array, k: int) -> Array:
-    """Of the candidates of each point (n, m), by their lengths, k: the closer half of these, and others of all ranks."""
+    """Of the candidates of each point (n, m) as many as k: by length the closest half, and others of all ranks."""
     ranked = lengths[which]
     order, finite = ranked.argsort(1, kind="stable"), np.isfinite(ranked).sum(1, keepdims=True)
     near, far = (k + 1) // 2, np.arange(k // 2)

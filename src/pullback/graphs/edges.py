@@ -18,6 +18,9 @@ from pullback.metrics import Metric
 
 Array = NDArray[Any]
 BLOCK = 256 << 20  # bytes of distances and predecessors to hold at once
+_TREE = 8  # dimensions; in more a tree looks at most points
+_MANY = 200_000**2  # distances: minutes
+_PROBES, _PER_CELL = 32, 40  # cells that faiss looks into for a point, and points of each that it learns them from
 _SMOOTH = 0.1  # the share of its length that a middle sample may add to an edge that counts as smooth
 
 
@@ -59,15 +62,44 @@ def _edge_length(single: Tensor, double: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(points: Tensor, queries: Tensor, k: int) -> Array:
-    """The k points (n, d) that are closest in latent space to each query: (m, k), closest first."""
-    if points.shape[1] <= 8:
-        _, found = KDTree(points.cpu().numpy()).query(queries.cpu().numpy(), k=k)
+    """The k points (n, d) that are closest in latent space to each query: (m, k), closest first.
+
+    By a tree in up to 8 dimensions; else all distances are computed, unless that are too many for a processor: then
+    faiss finds nearly all of the k.
+    """
+    if points.shape[1] <= _TREE:
+        _, found = KDTree(points.cpu().numpy()).query(queries.cpu().numpy(), k=k, workers=-1)
         return np.asarray(found).reshape(-1, k)
+    if points.device.type == "cpu" and len(points) * len(queries) > _MANY:
+        return _by_lists(points, queries, k)
     found = []
     for some in queries.split(max(1, BLOCK // (16 * len(points)))):
         gaps = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
         found.append(gaps.topk(k, largest=False).indices)
     return torch.cat(found).cpu().numpy()
+
+
+def _by_lists(points: Tensor, queries: Tensor, k: int) -> Array:
+    """The same by faiss, which looks through the lists of some cells only: of 31 neighbors in R^10 it finds 30."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            f"the neighbors of {len(points):,} points in {points.shape[1]} dimensions take hours without faiss: "
+            'pip install "pullback[faiss]", or pip install faiss-cpu.'
+        ) from error
+    x, q = (z.detach().numpy().astype(np.float32) for z in (points, queries))
+    n_cells = int(4 * len(x) ** 0.5)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], n_cells)
+    index.train(x[:: max(1, len(x) // (_PER_CELL * n_cells))])
+    index.add(x)
+    index.nprobe = max(_PROBES, -(-2 * k * n_cells // len(x)))
+    _, found = index.search(q, k)
+    short = np.nonzero((found < 0).any(1))[0]  # their cells are nearly empty
+    if len(short):
+        index.nprobe = n_cells
+        found[short] = index.search(q[short], k)[1]
+    return found
 
 
 def compressed(data: Array, columns: Array, starts: Array) -> csr_array:

