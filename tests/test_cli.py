@@ -19,7 +19,7 @@ from pullback.metrics import Pullback
 
 matplotlib.use("Agg")
 
-COMMANDS = ("demo", "train", "encode", "geodesic", "map")
+COMMANDS = ("demo", "train", "encode", "geodesic", "distances", "map", "check")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "tqdm", "sklearn", "networkx", "geomstats")
 TRAIN = ["train", "digits", "--classes", "0,1", "--output-std", "0.2", "--epochs", "60"]
 TRAIN += ["--rbf-epochs", "2", "--rbf-centers", "8", "--out"]

@@ -163,19 +163,61 @@ def test_a_killed_run_goes_on_and_gives_the_same_matrix_bit_for_bit(metric, code
     sys.path.insert(0, sys.argv[2])
     from small import mlp, randn
 
-    put, n = stores.MatrixStore._write, []
-    def dying(self):
+    write, n = stores.io.write_atomically, []
+    def dying(path, content):
         n.append(0)
         if len(n) == 4:
-            os.kill(os.getpid(), signal.SIGKILL)  # the block is written, the ledger is not
-        put(self)
-    stores.MatrixStore._write = dying
+            os.kill(os.getpid(), signal.SIGKILL)  # the block is written, its entry in the ledger is not
+        write(path, content)
+    stores.io.write_atomically = dying
     pb.distance_matrix(pb.Pullback(mlp()), randn(60, 2), out=sys.argv[1], block=10)
     """
     tests = os.path.dirname(__file__)
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "d"), tests]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     found = pb.distance_matrix(metric, codes, out=tmp_path / "d", block=10)
+    assert np.array_equal(found[:], pb.distance_matrix(metric, codes).numpy())
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_done(metric, codes, tmp_path):
+    pytest.importorskip("zarr")
+    program = """
+    import resource, sys
+    import pullback as pb
+    from pullback import distances
+    sys.path.insert(0, sys.argv[2])
+    from small import mlp, randn
+
+    block, n = distances._block, []
+    def filling(*arguments):
+        n.append(0)
+        if len(n) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # less than a block: writing fails half way
+        return block(*arguments)
+    distances._block = filling
+    try:
+        pb.distance_matrix(pb.Pullback(mlp()), randn(60, 2), out=sys.argv[1], block=10)
+    except OSError as error:
+        sys.exit(7)
+    """
+    tests = os.path.dirname(__file__)
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "d"), tests]
+    assert subprocess.run(command, check=False).returncode == 7
+    found = pb.distance_matrix(metric, codes, out=tmp_path / "d", block=10)
+    assert np.array_equal(found[:], pb.distance_matrix(metric, codes).numpy())
+
+
+def test_shards_make_one_matrix_each_its_own_blocks(metric, codes, tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    block, made = distances._block, []
+    monkeypatch.setattr(distances, "_block", lambda *arguments: made.append(arguments[-2]) or block(*arguments))
+    for i in (2, 0, 1):
+        assert np.isnan(pb.distance_matrix(metric, codes, out=tmp_path / "d", block=10, shard=(i, 3))[:]).any() == (
+            i != 1
+        )
+    assert made == [20, 50, 0, 30, 10, 40]
+    found = pb.distance_matrix(metric, codes, out=tmp_path / "d", block=10)
+    assert len(made) == 6
     assert np.array_equal(found[:], pb.distance_matrix(metric, codes).numpy())
 
 
@@ -188,6 +230,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_matrix_bit_for_bit(metric, code
         ({"method": "dijkstra"}, "`method` is 'dijkstra'"),
         ({"block": 0}, "`block` is 0"),
         ({"tol": 2.0}, "`tol` is 2.0"),
+        ({"shard": (0, 2)}, "`shard` goes with `out`"),
+        ({"shard": (2, 2), "out": "d"}, r"`shard` is \(2, 2\): want \(i, m\) with i from 0 to m - 1"),
+        ({"shard": (0, 2), "out": "d", "resume": False}, "`shard` does not go with resume=False"),
         ({"refine": [1, 2, 3]}, r"`refine` has shape \(3,\): want pairs"),
         ({"refine": [[0, 60]]}, "`refine` reaches from 0 to 60"),
         ({"method": "geodesic", "refine": [[0, 1]]}, "`refine` goes with method='graph'"),

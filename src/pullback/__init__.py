@@ -38,7 +38,9 @@ _HOMES = {
     "save": "geodesics",
     "transport": "geodesics",
     "verify": "geodesics",
+    "check_geometry": "diagnostics",
     "distance_matrix": "distances",
+    "RayExecutor": "executors",
     "Graph": "graphs",
     "Landmarks": "graphs",
     "grid_graph": "graphs",
@@ -79,7 +81,9 @@ if TYPE_CHECKING:
     from pullback.curves import length as length
     from pullback.decoders import Ensemble as Ensemble
     from pullback.decoders import Gaussian as Gaussian
+    from pullback.diagnostics import check_geometry as check_geometry
     from pullback.distances import distance_matrix as distance_matrix
+    from pullback.executors import RayExecutor as RayExecutor
     from pullback.geodesics import Collocate as Collocate
     from pullback.geodesics import ConvergenceError as ConvergenceError
     from pullback.geodesics import Fallback as Fallback

@@ -1,4 +1,5 @@
-"""The command line: ``pullback demo``, ``train``, ``encode``, ``geodesic`` and ``map``.
+"""The command line: ``pullback demo``, ``train``, ``encode``, ``geodesic``, ``distances``, ``map``
+and ``check``.
 
 Only the standard library is imported here, so that ``--help`` answers at once. What a command does stands in the module
 of :mod:`pullback.commands` that has its name.
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from typing import TextIO
 
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
-_RESUMED = ("train", "geodesic")
+_RESUMED = ("train", "geodesic", "distances")
 
 _MODEL = "folder that `pullback train` wrote, or the name of a shipped model: mnist012"
 _DATA = (
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind ``pullback`` on the command line. Default: that of this process.
 
     Returns:
-        The exit code: 0, 2 after an error that the user can mend (one line on stderr), 130 after Ctrl-C, 141 when
-        nobody reads the output any more, as with ``| head -1``.
+        The exit code: 0, 1 when a check says that the geometry cannot be believed, 2 after an error that the user can
+        mend (one line on stderr), 130 after Ctrl-C, 141 when nobody reads the output any more, as with ``| head -1``.
     """
     try:
         try:
@@ -59,10 +60,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
-            import_module(f"pullback.commands.{options.command}").run(options)
+            code = import_module(f"pullback.commands.{options.command}").run(options)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if options.traceback:
             raise
         print(f"pullback: error: {_one_line(error)}", file=sys.stderr)
@@ -71,7 +72,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         kept = "; what was finished is kept, the same command goes on" if options.command in _RESUMED else ""
         print(f"\npullback: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return code or 0
 
 
 def _one_line(message: object) -> str:
@@ -88,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_encode, _add_geodesic, _add_map):
+    for add in (_add_demo, _add_train, _add_encode, _add_geodesic, _add_distances, _add_map, _add_check):
         add(commands)
     return top
 
@@ -193,6 +194,27 @@ def _add_geodesic(commands: "argparse._SubParsersAction") -> None:
     _add_resume(command, "run")
 
 
+def _add_distances(commands: "argparse._SubParsersAction") -> None:
+    command = _add(
+        commands,
+        "distances",
+        "the distances between all pairs of codes",
+        "The distances between all pairs of codes, by shortest paths over a graph of neighbors with decoded lengths. "
+        "Written block by block: an interrupted run goes on where it stopped when the same command is given again. "
+        "Beside the matrix, a zarr array, stands the graph, D.graph.safetensors.",
+    )
+    command.add_argument("model", metavar="MODEL", help=_MODEL)
+    command.add_argument("codes", metavar="CODES", help="file of `pullback encode`, or a .npy of floats (n, d)")
+    command.add_argument("--out", required=True, metavar="D.zarr", help="folder to write the matrix to")
+    command.add_argument("--neighbors", type=_count, default=16, metavar="K", help="of each code (%(default)s)")
+    command.add_argument("--block", type=_count, metavar="N", help="rows of a block; without it 128 MiB of them")
+    command.add_argument("--workers", type=_count, metavar="N", help="processes; without it one a core, one a share")
+    command.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only share I, from 0, of N commands that write to the same folder"
+    )
+    _add_resume(command, "run")
+
+
 def _add_map(commands: "argparse._SubParsersAction") -> None:
     command = _add(
         commands,
@@ -216,6 +238,29 @@ def _add_map(commands: "argparse._SubParsersAction") -> None:
         metavar=("LEFT", "RIGHT", "BOTTOM", "TOP"),
         help="part of the plane; without it the range of the codes and 15%% of it on every side",
     )
+
+
+def _add_check(commands: "argparse._SubParsersAction") -> None:
+    command = _add(
+        commands,
+        "check",
+        "does the curvature matter on these data, and can it be believed",
+        "Check the geometry of a latent space: dead directions, growth away from the data, straight lines against "
+        "geodesics; the verdict first, then what to do about what is wrong. Writes report.txt, report.json and "
+        "pictures. The exit code is 1 when the geometry cannot be believed.",
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help=f"{_MODEL}; or one that any model of the package saved itself to"
+    )
+    command.add_argument(
+        "--codes",
+        metavar="FILE",
+        help="codes of the data, .npy (n, d) or what `pullback encode` wrote; without it those kept with the model, or "
+        "draws from the prior of a GAN",
+    )
+    command.add_argument("--out", required=True, metavar="FOLDER", help="where to write")
+    command.add_argument("--pairs", type=_count, default=200, metavar="N", help="of codes, at random (%(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="of all that is random (%(default)s)")
 
 
 def _add_resume(command: argparse.ArgumentParser, what: str) -> None:
@@ -247,6 +292,13 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 0/32, the first, or 31/32, the last")
+    return int(i), int(n)
 
 
 def _integers(text: str) -> list[int]:

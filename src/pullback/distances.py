@@ -25,12 +25,12 @@ from pullback import _checks
 from pullback.geodesics import Solution, geodesic
 from pullback.graphs import Graph, knn_graph
 from pullback.metrics import Metric
-from pullback.stores import MatrixStore, digest
+from pullback.stores import MatrixStore, digest, need_zarr
 from pullback.types import Points
 
 Array = NDArray[Any]
 _BLOCK = 128 << 20  # bytes of the matrix in one block
-_AHEAD = 8  # blocks that an executor is given before the first of them is taken
+_AHEAD = 8  # blocks that an executor is given beyond one for each of its workers
 
 
 def distance_matrix(
@@ -46,6 +46,7 @@ def distance_matrix(
     block: int | None = None,
     executor: Executor | None = None,
     resume: bool = True,
+    shard: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Any:
     r"""The distances between all pairs of codes: (n, n), symmetric, with a diagonal of zeros.
@@ -69,8 +70,11 @@ def distance_matrix(
             finished survives an interruption. Needs ``pip install zarr``.
         block: Rows at once. Default: 128 MiB of them.
         executor: Where blocks of rows are computed: any ``concurrent.futures`` executor. The graph goes to the
-            workers once, as files that they map; so they have to see this machine's temporary folder.
+            workers once, as files that they map; so they have to see this machine's temporary folder. On several
+            machines :class:`RayExecutor`, or another with a method ``share``: the graph is sent through that.
         resume: Go on with what `out` holds of the same matrix. False: begin anew and overwrite it.
+        shard: With `out`: (i, m) for the share i, counted from 0, of m processes that make one matrix, each its
+            blocks. The rest of what is returned is NaN until the others are done.
         progress: Whether to show a bar.
 
     Returns:
@@ -105,6 +109,10 @@ def distance_matrix(
             if value is not None:
                 raise ValueError(f"`{name}` goes with method='graph': geodesics of all pairs are made in one piece.")
         return _by_geodesics(metric, codes, tol, progress)
+    if shard is not None:
+        _checks.shard(shard, out is not None, resume)
+    if out is not None:
+        need_zarr()
     if graph is None:
         graph = knn_graph(metric, codes, n_neighbors)
     first = _first_code(graph, codes)
@@ -120,8 +128,9 @@ def distance_matrix(
             matrix[start : start + len(found)] = found
         return torch.from_numpy(matrix).to(codes)
     store = MatrixStore.open(out, rows.record(size), (n, n), size, rows.kind, resume=resume)
-    todo = [start for start in starts if not store.holds(start)]
-    for start, found in _blocks(rows, todo, size, executor, progress, done=len(starts) - len(todo)):
+    own = starts if shard is None else starts[shard[0] :: shard[1]]
+    todo = store.missing(own)
+    for start, found in _blocks(rows, todo, size, executor, progress, done=len(own) - len(todo)):
         store.put(start, found)
     return store.array
 
@@ -175,24 +184,25 @@ def _blocks(
                 yield start, _with_refined(work(start, min(start + size, rows.n)), start, rows.refined)
                 bar.update()
             return
-        with _shared(rows.graph.edges) as folder:
-            work = functools.partial(_block_of_files, folder, rows.first, rows.n, rows.kind)
-            for start, found in _as_completed(executor, work, starts, size, rows.n):
+        with _at_hand(executor, rows.graph.edges) as (work, edges):
+            settings = (edges, rows.first, rows.n, rows.kind)
+            for start, found in _as_completed(executor, work, settings, starts, size):
                 yield start, _with_refined(found, start, rows.refined)
                 bar.update()
 
 
 def _as_completed(
-    executor: Executor, work: Callable[[int, int], Array], starts: list[int], size: int, n: int
+    executor: Executor, work: Callable[..., Array], settings: tuple[Any, int, int, str], starts: list[int], size: int
 ) -> Iterator[tuple[int, Array]]:
     """Results of an executor, never many more than are taken; what was not begun is given up with the iteration."""
     waiting: dict[Future[Array], int] = {}
-    left = iter(starts)
+    left, n = iter(starts), settings[2]
+    workers = getattr(executor, "max_workers", getattr(executor, "_max_workers", None)) or 1
     try:
         while True:
             for start in left:
-                waiting[executor.submit(work, start, min(start + size, n))] = start
-                if len(waiting) >= _AHEAD:
+                waiting[executor.submit(work, *settings, start, min(start + size, n))] = start
+                if len(waiting) >= workers + _AHEAD:
                     break
             if not waiting:
                 return
@@ -222,13 +232,20 @@ def _edges_in(folder: str) -> csr_array:
 
 
 @contextmanager
-def _shared(edges: csr_array) -> Iterator[str]:
-    """A folder with the edges in files, for workers to map: one copy in memory, however many there are."""
+def _at_hand(executor: Executor, edges: csr_array) -> Iterator[tuple[Callable[..., Array], Any]]:
+    """The work on a block and its first argument: the edges, shared by the executor or by files that workers map.
+
+    Either way a machine has one copy in memory, however many workers it has.
+    """
+    share = getattr(executor, "share", None)
+    if share is not None:
+        yield _block, share(edges)
+        return
     folder = tempfile.mkdtemp(prefix="pullback-graph-")
     try:
         for name in _PARTS:
             np.save(Path(folder) / f"{name}.npy", getattr(edges, name))
-        yield folder
+        yield _block_of_files, folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -267,6 +284,7 @@ def _refined(metric: Metric, codes: Tensor, graph: Graph, refine: Any, tol: floa
 def _with_refined(found: Array, start: int, refined: _Refined | None) -> Array:
     """Rows from `start` on, shorter where a geodesic is known to be."""
     if refined is not None:
+        found = np.require(found, requirements="W")  # what comes from other machines may be read-only: a copy of that
         some = slice(*np.searchsorted(refined.i, (start, start + len(found))))
         at = refined.i[some] - start, refined.j[some]
         found[at] = np.minimum(found[at], refined.length[some])

@@ -153,6 +153,17 @@ def load_tensors(path: str | Path, *, format: str, version: int) -> tuple[dict[s
     return tensors, header["record"]
 
 
+def format_of(path: str | Path) -> str | None:
+    """The format of a file that :func:`save_tensors` wrote; None of any other file. Cost: reads its header."""
+    try:
+        with safe_open(_existing(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
+    except (SafetensorError, ValueError):
+        return None
+    found = header.get("format") if isinstance(header, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,22 @@ from pullback import io
 from pullback._checks import PullbackWarning
 
 FORMAT, VERSION = "pullback.matrix", 1
-LEDGER = "ledger.json"
+RECORD = "pullback.json"
+_LEDGER = "blocks"
 
 
 class MatrixStore:
-    """A zarr array and, beside it, a ledger of the blocks that are whole, with their checksums.
+    """A zarr array, and in its folder a ledger of the blocks that are whole: a file each, with the block's checksum.
 
-    A block counts once the ledger says so, and the ledger is replaced whole: what was being written when a process died
-    is written again.
+    A block counts once its file is there, which is written whole and last: what was being written when a process died
+    is written again. So several processes may write blocks of their own into one store.
 
     Attributes:
         array: The zarr array; blocks that are not there yet are NaN.
     """
 
-    def __init__(self, folder: Path, array: Any, record: Mapping[str, Any], done: dict[str, str]) -> None:
-        self.folder, self.array = folder, array
-        self.record, self._done = dict(record), done
+    def __init__(self, folder: Path, array: Any, rows: int) -> None:
+        self.folder, self.array, self._rows = folder, array, rows
 
     @classmethod
     def open(
@@ -58,26 +59,14 @@ class MatrixStore:
             ImportError: zarr is not installed.
             ValueError: The folder holds another matrix, or something else.
             OSError: It cannot be written.
-
-        Warns:
-            PullbackWarning: Blocks that are damaged: they are made again.
         """
-        zarr = _zarr()
+        zarr = need_zarr()
         folder = Path(folder)
-        ledger = folder / LEDGER
-        if folder.exists() and not ledger.is_file() and any(folder.iterdir()):
-            raise ValueError(f"`out` is {folder}, which holds something else: choose another folder.")
-        if ledger.is_file() and not resume:
+        if (folder / RECORD).is_file() and not resume:
             shutil.rmtree(folder)
-        if not ledger.is_file():
-            array = zarr.create_array(
-                folder / "matrix", shape=shape, chunks=(rows, shape[1]), dtype=dtype, fill_value=np.nan, overwrite=True
-            )
-            store = cls(folder, array, record, {})
-            store._write()
-            return store
-        held = io.load_json(ledger, format=FORMAT, version=VERSION)
-        there = held["record"]
+        if not (folder / RECORD).is_file():
+            _create(folder, record, shape=shape, chunks=(rows, shape[1]), dtype=dtype)
+        there = io.load_json(folder / RECORD, format=FORMAT, version=VERSION)
         different = [f"{name} {there.get(name)} there, {now} now" for name, now in record.items()
                      if now != there.get(name)]  # fmt: skip
         if different:
@@ -85,37 +74,36 @@ class MatrixStore:
                 f"`out` {folder} holds another matrix ({'; '.join(different)}): choose another folder, or overwrite it "
                 "with resume=False."
             )
-        store = cls(folder, zarr.open_array(folder / "matrix", mode="r+"), record, dict(held["done"]))
-        store._drop_damaged(rows)
-        return store
+        return cls(folder, zarr.open_array(folder, mode="r+"), rows)
 
-    def holds(self, start: int) -> bool:
-        """Whether the block that begins at a row is whole."""
-        return str(start) in self._done
+    def missing(self, starts: Sequence[int]) -> list[int]:
+        """Of the blocks that begin at these rows those that are not whole. Cost: reads the others.
+
+        Warns:
+            PullbackWarning: Blocks that are damaged; they count as missing.
+        """
+        written = [start for start in starts if self._entry(start).is_file()]
+        bad = [start for start in written if not self._intact(start)]
+        if bad:
+            text = f"{len(bad)} blocks of {self.folder} are damaged (the first begins at row {bad[0]}): made again"
+            warnings.warn(text, PullbackWarning, stacklevel=3)
+        return sorted(set(starts) - set(written) | set(bad))
 
     def put(self, start: int, block: NDArray[Any]) -> None:
         """Write a block of rows, and then say so."""
+        self._entry(start).unlink(missing_ok=True)
         self.array[start : start + len(block)] = block
-        self._done[str(start)] = digest([block])
-        self._write()
+        io.write_atomically(self._entry(start), digest([block]).encode())
 
-    def _drop_damaged(self, rows: int) -> None:
-        bad = []
-        for start, checksum in self._done.items():
-            try:
-                intact = digest([np.asarray(self.array[int(start) : int(start) + rows])]) == checksum
-            except (OSError, ValueError, RuntimeError):
-                intact = False
-            bad += [] if intact else [start]
-        if bad:
-            for start in bad:
-                del self._done[start]
-            text = f"{len(bad)} blocks of {self.folder} are damaged (the first begins at row {bad[0]}): made again"
-            warnings.warn(text, PullbackWarning, stacklevel=4)
+    def _entry(self, start: int) -> Path:
+        return self.folder / _LEDGER / f"{start}.sha256"
 
-    def _write(self) -> None:
-        content = {"record": self.record, "done": self._done}
-        io.save_json(self.folder / LEDGER, content, format=FORMAT, version=VERSION)
+    def _intact(self, start: int) -> bool:
+        try:
+            block = np.asarray(self.array[start : start + self._rows])
+        except (OSError, ValueError, RuntimeError):  # of zarr, for files that are cut off or gone
+            return False
+        return digest([block]) == self._entry(start).read_text()
 
 
 def digest(arrays: Iterable[NDArray[Any]]) -> str:
@@ -127,7 +115,28 @@ def digest(arrays: Iterable[NDArray[Any]]) -> str:
     return total.hexdigest()
 
 
-def _zarr() -> Any:
+def _create(folder: Path, record: Mapping[str, Any], **settings: Any) -> None:
+    """A store without blocks, made beside its place and moved there: of processes that begin together one succeeds."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`out` is {folder}, which holds something else: choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        # numbers like these hardly shrink, and compression would be what a run waits for
+        need_zarr().create_array(new, fill_value=np.nan, overwrite=True, compressors=None, **settings)
+        (new / _LEDGER).mkdir()
+        io.save_json(new / RECORD, record, format=FORMAT, version=VERSION)
+        new.chmod(0o755)
+        new.rename(folder)
+    except OSError:
+        if not (folder / RECORD).is_file():  # another process was faster
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def need_zarr() -> Any:
+    """The module; call it before long work whose result it is to hold."""
     try:
         import zarr
     except ImportError as error:

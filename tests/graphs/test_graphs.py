@@ -586,6 +586,25 @@ def test_on_the_shipped_model_paths_are_near_geodesics_and_never_shorter():
     assert (pb.length(metric, curves) / path.length).median() < 1.03
 
 
+def test_a_graph_that_is_saved_is_loaded_bit_for_bit(tmp_path):
+    graph = knn_graph(Pullback(sphere), torch.cat((rand(30, 2), 10 + rand(5, 2), rand(1, 2).expand(2, 2))), 3)
+    graph.save(tmp_path / "g.safetensors")
+    again = Graph.load(tmp_path / "g.safetensors")
+    assert torch.equal(again.points, graph.points)
+    for name in ("data", "indices", "indptr"):
+        assert np.array_equal(getattr(again.edges, name), getattr(graph.edges, name))
+        assert getattr(again.edges, name).dtype == getattr(graph.edges, name).dtype
+    assert np.array_equal(again.errors, graph.errors, equal_nan=True)
+    assert len(graph.bridges)
+    assert np.array_equal(again.bridges, graph.bridges)
+    assert (again.dropped, again.n_neighbors, again.n_interior) == (graph.dropped, 3, graph.n_interior)
+    with pytest.raises(ValueError, match="safetensors"):
+        graph.save(tmp_path / "g.npz")
+    pb.save(tmp_path / "c.safetensors", pb.Curve.straight(*rand(2, 2)))
+    with pytest.raises(ValueError, match=r"wanted 'pullback\.graph': it holds something else"):
+        Graph.load(tmp_path / "c.safetensors")
+
+
 def test_all_edges_count_in_both_directions_so_that_directed_search_is_exact():
     graph = knn_graph(Pullback(sphere), rand(80, 2), 5)
     undirected = dijkstra(graph.edges, directed=False, indices=[0, 5])

@@ -269,6 +269,17 @@ def test_parameters_and_a_family_are_as_good_as_a_distribution():
         assert torch.allclose(metric.matrix(START), expected, rtol=1e-12)
 
 
+def test_the_first_call_may_come_where_gradients_are_off():
+    decoder, z = nn.Linear(2, 3).double(), torch.zeros(1, 2, dtype=F64)
+
+    def make(z):
+        return td.Bernoulli(logits=decoder(z))
+
+    with torch.no_grad():
+        found = pb.FisherRao(make).matrix(z)
+    assert torch.allclose(found, pb.FisherRao(make).matrix(z), rtol=1e-12)
+
+
 def test_images_of_any_shape_are_summed_over_their_pixels():
     net = Heads(lambda x: x, k=12)
     images = pb.FisherRao(lambda z: td.Independent(td.Bernoulli(logits=net(z).reshape(-1, 3, 2, 2)), 3))

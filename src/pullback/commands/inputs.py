@@ -3,8 +3,9 @@
 import csv
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +13,26 @@ from torch import Generator, Tensor
 
 from pullback import datasets, models
 from pullback.datasets import Dataset
-from pullback.models import RBFVAE
+from pullback.models import RBFVAE, rbfvae
+from pullback.models.model import Model
 from pullback.models.shipped import NAMES
+
+Loaded = TypeVar("Loaded", bound=RBFVAE | Model)
 
 _DATA_SETS = ("mnist", "fashion-mnist", "digits", "walking", "blood-cells")
 
 
 def model_named(name: str) -> RBFVAE:
-    """A shipped model by its name, or a trained one by its folder."""
+    """A shipped model by its name, or one that `pullback train` wrote by its folder."""
+    return _named(name, rbfvae.load)
+
+
+def any_model_named(name: str) -> RBFVAE | Model:
+    """A shipped model by its name, or a saved one of any kind by its folder."""
+    return _named(name, models.load)
+
+
+def _named(name: str, load: Callable[[str], Loaded]) -> RBFVAE | Loaded:
     if name in NAMES and not Path(name).exists():
         return models.pretrained(name)
     if not Path(name).is_dir():
@@ -27,7 +40,7 @@ def model_named(name: str) -> RBFVAE:
             f"MODEL is {name}, which is neither a folder nor a shipped model: "
             f"give a folder that `pullback train` wrote, or {', '.join(NAMES)}"
         )
-    return models.load(name)
+    return load(name)
 
 
 def dataset_named(name: str, classes: Sequence[int] | None = None, split: str = "train") -> Dataset:
@@ -54,25 +67,43 @@ def codes_from(path: str | None, model: RBFVAE) -> tuple[Tensor, Tensor | None]:
     """Codes (n, d) and labels (n,) from a file of ``pullback encode``; without a file those kept with the model."""
     if path is None:
         return model.codes, model.labels
+    return codes_in(path, model.latent_dim)
+
+
+def codes_in(path: str, latent_dim: int) -> tuple[Tensor, Tensor | None]:
+    """Codes (n, d) and labels (n,) from a file of ``pullback encode``, or codes alone from a .npy."""
     if not Path(path).exists() or Path(path).is_dir():
         raise FileNotFoundError(f"there is no file {path} with codes; write it with `pullback encode`")
     try:
-        arrays = read_arrays(path)
+        arrays = {"codes": _array(path)} if Path(path).suffix == ".npy" else read_arrays(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read, it is damaged or no .npz: write it with `pullback encode`") from error
     if "codes" not in arrays:
         raise ValueError(f"{path} has no array named 'codes': write it with `pullback encode`")
     codes, labels = arrays["codes"], arrays.get("labels")
-    if codes.ndim != 2 or codes.shape[1] != model.latent_dim or codes.dtype.kind != "f" or len(codes) == 0:
+    wide = codes.dtype.kind == "f" and codes.dtype.itemsize >= 4  # half precision cannot tell close points apart
+    if codes.ndim != 2 or codes.shape[1] != latent_dim or not wide or len(codes) == 0:
         raise ValueError(
             f"the codes in {path} have shape {codes.shape} and dtype {codes.dtype}; "
-            f"wanted floats (n, {model.latent_dim}) with n > 0, as MODEL has {model.latent_dim} latent dimensions"
+            f"wanted floats (n, {latent_dim}), 32 or 64 bits, with n > 0, as MODEL has {latent_dim} latent dimensions"
         )
     if not np.isfinite(codes).all():
-        raise ValueError(f"the codes in {path} hold NaN or inf: remove them")
+        row = int(np.nonzero(~np.isfinite(codes).all(1))[0][0])
+        raise ValueError(f"the codes in {path} hold NaN or inf, the first in row {row}: remove them")
     if labels is not None and labels.shape != codes.shape[:1]:
         raise ValueError(f"{path} has {len(codes)} codes, but labels of shape {labels.shape}: wanted one label a code")
     return torch.from_numpy(codes).double(), None if labels is None else torch.from_numpy(labels)
+
+
+def _array(path: str) -> np.ndarray:
+    """The array of a .npy; ValueError whatever is wrong with its content."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        raise ValueError("it holds several arrays: name it .npz")
+    except (ValueError, EOFError, SyntaxError) as error:  # a damaged header is text that Python cannot parse
+        raise ValueError(f"{path} is damaged or no .npy ({error})") from error
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

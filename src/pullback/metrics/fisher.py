@@ -123,8 +123,9 @@ class Likelihood(FeatureMap):
     def _probe(self, points: Tensor) -> int:
         """Find out which family it is, and which of its parameters depend on z; then look at the coordinates."""
         z = points[:1].clone().requires_grad_()
-        found = self._distribution(self._decoded(z), 1)
-        moving = frozenset(name for name, x in parameters(found).items() if _depends(x, z))
+        with torch.enable_grad():  # the caller may have it off
+            found = self._distribution(self._decoded(z), 1)
+            moving = frozenset(name for name, x in parameters(found).items() if _depends(x, z))
         if not moving:
             raise _checks.no_gradient()
         self.family, self.kind = family(found, moving, chords=self.chords), type(found)

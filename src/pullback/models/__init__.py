@@ -3,10 +3,11 @@
 from pullback.models.autoencoder import Autoencoder
 from pullback.models.convolutional import ConvolutionalPrecision, ConvolutionalVAE
 from pullback.models.ensemble import DecoderEnsemble
+from pullback.models.files import load
 from pullback.models.gan import GAN, ModeCollapseWarning
 from pullback.models.model import CollapseWarning
 from pullback.models.rbf import RBFPrecision
-from pullback.models.rbfvae import RBFVAE, load
+from pullback.models.rbfvae import RBFVAE
 from pullback.models.settings import TrainingSettings
 from pullback.models.shipped import Pretrained, pretrained
 from pullback.models.training import train
