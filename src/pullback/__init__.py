@@ -52,20 +52,37 @@ _HOMES = {
     "Metric": "metrics",
     "Pullback": "metrics",
     "Tabulated": "metrics",
+    "KMeans": "statistics",
+    "KMedoids": "statistics",
+    "LAND": "statistics",
+    "PrincipalGeodesics": "statistics",
+    "Sample": "statistics",
+    "Walk": "statistics",
+    "brownian_motion": "statistics",
+    "frechet_mean": "statistics",
+    "frechet_variance": "statistics",
+    "kernel_bandwidth": "statistics",
+    "kernel_density": "statistics",
+    "medoid": "statistics",
+    "principal_geodesics": "statistics",
+    "random_walk": "statistics",
+    "sample_uniform": "statistics",
     "CurvatureWarning": "_checks",
     "DerivativeWarning": "_checks",
     "GeodesicWarning": "_checks",
     "GraphWarning": "_checks",
     "PullbackWarning": "_checks",
     "RankWarning": "_checks",
+    "StatisticsWarning": "_checks",
 }
-_MODULES = ("curvature", "datasets", "io", "models", "plot", "surfaces")
+_MODULES = ("curvature", "datasets", "interop", "io", "models", "plot", "surfaces")
 
 __all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from pullback import curvature as curvature
     from pullback import datasets as datasets
+    from pullback import interop as interop
     from pullback import io as io
     from pullback import models as models
     from pullback import plot as plot
@@ -76,6 +93,7 @@ if TYPE_CHECKING:
     from pullback._checks import GraphWarning as GraphWarning
     from pullback._checks import PullbackWarning as PullbackWarning
     from pullback._checks import RankWarning as RankWarning
+    from pullback._checks import StatisticsWarning as StatisticsWarning
     from pullback.curves import Curve as Curve
     from pullback.curves import energy as energy
     from pullback.curves import length as length
@@ -116,6 +134,21 @@ if TYPE_CHECKING:
     from pullback.metrics import Metric as Metric
     from pullback.metrics import Pullback as Pullback
     from pullback.metrics import Tabulated as Tabulated
+    from pullback.statistics import LAND as LAND
+    from pullback.statistics import KMeans as KMeans
+    from pullback.statistics import KMedoids as KMedoids
+    from pullback.statistics import PrincipalGeodesics as PrincipalGeodesics
+    from pullback.statistics import Sample as Sample
+    from pullback.statistics import Walk as Walk
+    from pullback.statistics import brownian_motion as brownian_motion
+    from pullback.statistics import frechet_mean as frechet_mean
+    from pullback.statistics import frechet_variance as frechet_variance
+    from pullback.statistics import kernel_bandwidth as kernel_bandwidth
+    from pullback.statistics import kernel_density as kernel_density
+    from pullback.statistics import medoid as medoid
+    from pullback.statistics import principal_geodesics as principal_geodesics
+    from pullback.statistics import random_walk as random_walk
+    from pullback.statistics import sample_uniform as sample_uniform
 
 
 def __getattr__(name: str) -> Any:

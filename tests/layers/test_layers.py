@@ -25,7 +25,7 @@ HEIGHT = {module: height for height, module in enumerate(module for row in ROWS 
 
 # Heavy packages that only few functions need: imported inside these functions.
 ON_DEMAND = {"matplotlib", "geomstats", "networkx", "sklearn", "ray", "zarr", "faiss"}
-ESTIMATORS = {"statistics"}  # classes of scikit-learn's shape need its base class; this room is itself imported on demand
+ESTIMATORS = {"statistics"}  # need scikit-learn's base class at the top; this room is itself imported on demand
 LIGHT = {"cli"}  # answers --help: the standard library alone at the top
 
 
