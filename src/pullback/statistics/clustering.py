@@ -23,6 +23,7 @@ from pullback.distances import distance_matrix
 from pullback.geodesics import geodesic
 from pullback.graphs import Graph
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.descent import graph_of
 from pullback.statistics.estimators import Estimator, generator_from, like
 from pullback.statistics.lloyd import Array, Clusters, Indices, assigned, lloyd, members, seeds, swapped
@@ -164,7 +165,7 @@ class KMeans(_Clusterer):
         """Find clusters of points (n, d)."""
         codes = self._codes(X, reset=True)
         self._enough(codes)
-        _checks.power(self.power)
+        errors.power(self.power)
         if self.assignment not in ("graph", "geodesic"):
             raise ValueError(f"`assignment` is {self.assignment!r}: want 'graph' or 'geodesic'.")
         generator = generator_from(self.random_state)
@@ -352,7 +353,7 @@ class KMedoids(_Clusterer):
         else:
             matrix = distance_matrix(self.metric, given, method=self.method, progress=self.progress)
             distances = matrix.double().cpu().numpy()
-        _checks.distances(distances)
+        errors.distances(distances)
         columns = np.stack((np.arange(len(given)),) * 2)
         found = []
         for _ in tqdm(range(self.n_init), desc="restarts", disable=not self.progress):

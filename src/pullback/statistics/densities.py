@@ -17,6 +17,7 @@ from torch import Tensor
 from pullback import _checks, curvature
 from pullback.graphs import knn_graph
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.heat import HeatGrid
 from pullback.types import Points, Scalars
 
@@ -117,7 +118,7 @@ def kernel_density(
     if distances is None:
         distances = _distances(metric, codes, at, n_neighbors)
     elif distances.shape != (len(codes if at is None else at), len(codes)):
-        raise _checks.wrong_distances(distances, len(codes if at is None else at), len(codes))
+        raise errors.wrong_distances(distances, len(codes if at is None else at), len(codes))
     scalars = _scalars(metric, codes)
     _warn_of_curvature(scalars, width)
     logs = -0.5 * (distances.to(codes) / width).square() - _log_volumes(scalars, width, codes.shape[1])
@@ -163,7 +164,7 @@ def kernel_bandwidth(
         2.0
     """
     codes, _ = _checked(metric, codes, None, kernel)
-    _checks.enough_codes(len(codes), 3)
+    errors.enough_codes(len(codes), 3)
     if kernel == "heat":
         return _by_folds(_grid(metric, codes, bounds, resolution), codes)
     rows = torch.linspace(0, len(codes) - 1, min(len(codes), _ROWS), device=codes.device).round().long()
@@ -172,7 +173,7 @@ def kernel_bandwidth(
     distances[torch.arange(len(rows)), rows] = torch.inf
     apart = distances[(distances > 0) & torch.isfinite(distances)]
     if not len(apart):
-        raise _checks.coinciding("codes")
+        raise errors.coinciding("codes")
     scalars = _scalars(metric, codes)
 
     def loss(log_width: float) -> float:
@@ -205,7 +206,7 @@ def _checked(metric: Metric, codes: Points, at: Points | None, kernel: str) -> t
 def _distances(metric: Metric, codes: Tensor, at: Tensor | None, n_neighbors: int) -> Tensor:
     """Distances (m, n) along a graph."""
     n = len(codes)
-    _checks.enough_codes(n, 2)
+    errors.enough_codes(n, 2)
     graph = knn_graph(metric, codes, min(n_neighbors, n - 1))
     if at is None:
         return graph.distances(torch.arange(n))
@@ -252,10 +253,10 @@ def _grid(metric: Metric, codes: Tensor, bounds: Tensor | None, resolution: int 
         margin = _MARGIN * (high - low).clamp_min(1e-6 * (1 + high.abs()))
         bounds = torch.stack((low - margin, high + margin), -1)
     else:
-        bounds = _checks.box(bounds, codes)
+        bounds = errors.box(bounds, codes)
     outside = ((codes < bounds[:, 0]) | (codes > bounds[:, 1])).any(1)
     if outside.any():
-        raise _checks.codes_outside(codes, outside)
+        raise errors.codes_outside(codes, outside)
     grid = HeatGrid.of(metric, bounds, resolution)
     if grid.n_lost:
         warnings.warn(

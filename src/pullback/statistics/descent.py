@@ -18,6 +18,7 @@ from pullback.curves import Curve
 from pullback.geodesics import Solution, Status, geodesic
 from pullback.graphs import Graph, knn_graph
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.logs import LOGARITHM, logarithms, moved
 
 _FIRST = 64  # codes of the smallest subset, whose mean the others start from
@@ -105,7 +106,7 @@ class Problem:
             raise _checks.not_a_metric(metric)
         codes = _checks.cloud(codes, "codes")
         w = shares(weights, codes).detach()
-        _checks.power(power)
+        errors.power(power)
         _checks.relative(tol, "tol")
         _checks.at_least(max_steps, 1, "max_steps")
         codes = codes.detach()
@@ -310,6 +311,6 @@ def shares(weights: Any, codes: Tensor) -> Tensor:
     """Weights (n,) of sum one."""
     if weights is None:
         return codes.new_full((len(codes),), 1 / len(codes))
-    _checks.weights(weights, len(codes))
+    errors.weights(weights, len(codes))
     weights = weights.to(codes)
     return weights / weights.sum()

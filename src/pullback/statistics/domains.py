@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pullback import _checks
+from pullback.statistics import errors
 from pullback.types import Matrices, Points
 
 _BOUNCES = 4  # per axis, before a step is refused
@@ -69,7 +69,7 @@ class Region(Domain):
     def contains(self, z: Points) -> Tensor:
         found = self.inside(z)
         if not isinstance(found, Tensor) or found.shape != z.shape[:1] or found.dtype != torch.bool:
-            raise _checks.no_region(found, len(z))
+            raise errors.no_region(found, len(z))
         return found
 
 
@@ -78,12 +78,12 @@ def domain_of(domain: Tensor | Callable[[Tensor], Tensor] | None, start: Points)
     if domain is None:
         return Everywhere()
     if isinstance(domain, Tensor):
-        found = Box(_checks.box(domain, start, "domain"))
+        found = Box(errors.box(domain, start, "domain"))
     elif callable(domain):
         found = Region(domain)
     else:
-        raise _checks.no_domain(domain)
+        raise errors.no_domain(domain)
     outside = ~found.contains(start)
     if outside.any():
-        raise _checks.outside_domain(start, outside)
+        raise errors.outside_domain(start, outside)
     return found

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pullback import _checks
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.mixture import (
     Data,
     Mixture,
@@ -115,9 +116,9 @@ def first_means(init: Any, codes: Points, k: int, generator: Generator) -> Point
     Euclidean centers may lie off the data, where no geodesic leads: the nearest codes are taken instead.
     """
     if isinstance(init, str):
-        _checks.one_of(init, ("kmeans", "random"), "init")
+        errors.one_of(init, ("kmeans", "random"), "init")
         distinct = codes.unique(dim=0)
-        _checks.enough_for(len(distinct), k, "n_components", "different codes")
+        errors.enough_for(len(distinct), k, "n_components", "different codes")
         if init == "random":
             chosen = torch.randperm(len(distinct), generator=generator, device=generator.device)[:k]
             return distinct[chosen.to(codes.device)]
@@ -134,7 +135,7 @@ def first_means(init: Any, codes: Points, k: int, generator: Generator) -> Point
         return torch.stack(means)
     given = torch.as_tensor(init if isinstance(init, Tensor) else np.array(init)).detach().to(codes)
     if given.shape != (k, codes.shape[1]):
-        raise _checks.wrong_init(tuple(given.shape), k, codes.shape[1])
+        raise errors.wrong_init(tuple(given.shape), k, codes.shape[1])
     return _checks.points(given, "init")
 
 
@@ -154,10 +155,10 @@ def _begin(
     square = data.u.square().sum(-1).nan_to_num(nan=torch.inf)
     seen = torch.isfinite(square)
     if not seen.any():
-        raise _checks.no_logs(len(codes))
+        raise errors.no_logs(len(codes))
     pooled = float(square[seen].mean()) / d
     if pooled == 0:
-        raise _checks.coinciding("codes")
+        raise errors.coinciding("codes")
     settings = replace(settings, floor=max(reg_covar, torch.finfo(codes.dtype).eps) * pooled)
     share = torch.zeros_like(square).scatter(0, square.argmin(0)[None], 1) * seen
     eye = torch.eye(d, dtype=codes.dtype, device=codes.device)

@@ -17,6 +17,7 @@ from pullback import _checks
 from pullback.curvature import Estimate
 from pullback.geodesics.starts import Start
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.em import Ended, first_means, run
 from pullback.statistics.estimators import Estimator, generator_from, like
 from pullback.statistics.mixture import Data, Settings, expectation, renew, see
@@ -176,7 +177,7 @@ class LAND(DensityMixin, Estimator):
         """Fit to points (n, d)."""
         self._check()
         codes = self._codes(X, reset=True, least=2)
-        _checks.enough_for(len(codes), self.n_components, "n_components")
+        errors.enough_for(len(codes), self.n_components, "n_components")
         generator = generator_from(self.random_state)
         settings = Settings(
             self.volume, self.frame, self.geodesic_tol, self.exp_tol, self.starts, 0.0, bool(self.progress)
@@ -272,12 +273,12 @@ class LAND(DensityMixin, Estimator):
         _checks.at_least(self.n_components, 1, "n_components")
         _checks.at_least(self.n_samples, 10, "n_samples")
         _checks.at_least(self.max_iter, 1, "max_iter")
-        _checks.not_negative(self.tol, "tol")
-        _checks.not_negative(self.reg_covar, "reg_covar")
+        errors.not_negative(self.tol, "tol")
+        errors.not_negative(self.reg_covar, "reg_covar")
         _checks.relative(self.geodesic_tol, "geodesic_tol")
         _checks.relative(self.exp_tol, "exp_tol")
-        _checks.one_of(self.volume, ("exact", "paper"), "volume")
-        _checks.one_of(self.frame, ("orthonormal", "euclidean"), "frame")
+        errors.one_of(self.volume, ("exact", "paper"), "volume")
+        errors.one_of(self.frame, ("orthonormal", "euclidean"), "frame")
 
     def _keep(self, ended: Ended, X: Any, generator: Generator) -> None:
         """The results of a fit as attributes; normalizers from new draws, for those of the fit were fitted, too."""
@@ -318,11 +319,11 @@ class LAND(DensityMixin, Estimator):
         data = see(self.metric, mixture.means, mixture.frames, codes, self._settings)
         unseen = (~torch.isfinite(data.u).all(-1)).all(0).nonzero().reshape(-1).tolist()
         if unseen:
-            warnings.warn(_checks.no_geodesic_to(unseen, len(codes)), _checks.StatisticsWarning, stacklevel=3)
+            warnings.warn(errors.no_geodesic_to(unseen, len(codes)), _checks.StatisticsWarning, stacklevel=3)
         return codes, data
 
     def _log_density(self, codes: Points, data: Data, measure: str) -> Tensor:
-        _checks.one_of(measure, ("volume", "latent"), "measure")
+        errors.one_of(measure, ("volume", "latent"), "measure")
         found, _, seen = expectation(self._mixture, data)
         if measure == "latent":
             found[seen] += self.metric.log_volume(codes[seen]).detach()
@@ -347,4 +348,4 @@ class LAND(DensityMixin, Estimator):
             n_kept += len(kept[-1])
             if n_kept >= count:
                 return torch.cat(kept)[:count]
-        raise _checks.no_normalizer(mean[0].tolist())
+        raise errors.no_normalizer(mean[0].tolist())

@@ -17,6 +17,7 @@ from pullback.distances import distance_matrix
 from pullback.geodesics import Status, distance
 from pullback.graphs import Graph
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.descent import FrechetMean, Problem, Visit, accuracy, graph_of, shares, values_on
 from pullback.statistics.logs import logarithms
 from pullback.types import Points, Scalars
@@ -181,7 +182,7 @@ def medoid(
         1
     """
     codes, w = _checks.cloud(codes, "codes").detach(), shares(weights, codes).detach()
-    _checks.power(power)
+    errors.power(power)
     if method not in ("graph", "geodesic"):
         raise ValueError(f"`method` is {method!r}: want 'graph' or 'geodesic'.")
     if method == "graph":

@@ -18,6 +18,7 @@ from pullback.curves import Curve
 from pullback.geodesics import exp
 from pullback.geodesics.starts import Start
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.logs import logarithms, moved
 from pullback.statistics.normalizer import Normalizer, matched, normalizer, squares
 from pullback.statistics.volume import Cast, Frames, cast
@@ -125,7 +126,7 @@ def cast_at(
     found = cast(metric, means, frames, u, volume=settings.volume, tol=settings.exp_tol)
     lost = (found.factor > 0).sum(-1) == 0
     if lost.any():
-        raise _checks.no_normalizer(means[lost][0].tolist())
+        raise errors.no_normalizer(means[lost][0].tolist())
     return found
 
 

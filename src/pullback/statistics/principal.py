@@ -14,6 +14,7 @@ from pullback.curves import Curve
 from pullback.geodesics import exp
 from pullback.geodesics.starts import Start
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.logs import logarithms
 from pullback.statistics.means import frechet_mean
 from pullback.types import Points, Tangents
@@ -63,7 +64,7 @@ class PrincipalGeodesics:
         NaN where the geodesic has no end; :func:`exp` warns.
         """
         if not isinstance(scores, Tensor) or scores.shape[-1:] != self.explained_variance.shape:
-            raise _checks.wrong_scores(scores, len(self.directions))
+            raise errors.wrong_scores(scores, len(self.directions))
         return exp(self.metric, self.mean, scores.to(self.mean) @ self.directions).end
 
     def geodesics(self, *, extent: float = 2.0, n_segments: int = 64) -> Curve:
@@ -141,21 +142,21 @@ def principal_geodesics(
     if not isinstance(metric, Metric):
         raise _checks.not_a_metric(metric)
     codes = _checks.cloud(codes, "codes").detach()
-    _checks.enough_codes(len(codes), 2)
+    errors.enough_codes(len(codes), 2)
     _checks.at_least(n_components, 1, "n_components")
     if n_components > codes.shape[1]:
-        raise _checks.too_many_components(n_components, codes.shape[1])
+        raise errors.too_many_components(n_components, codes.shape[1])
     if (codes == codes[0]).all():
-        raise _checks.coinciding("codes")
+        raise errors.coinciding("codes")
     center = _center(metric, codes, mean, tol, progress)
     v, _ = logarithms(metric, center, codes, tol=tol, starts=starts, progress=progress)
     known = torch.isfinite(v).all(-1)
     if int(known.sum()) < 2:
-        raise _checks.no_logs(len(codes))
+        raise errors.no_logs(len(codes))
     _tell(v)
     frame, regular = gram_frame(metric.matrix(center[None]).detach())
     if not regular.all():
-        raise _checks.singular_mean(center.tolist())
+        raise errors.singular_mean(center.tolist())
     u = torch.linalg.solve_triangular(frame[0], v[known].mT, upper=True).mT
     values, vectors = torch.linalg.eigh(u.mT @ u / (len(u) - 1))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -183,11 +184,11 @@ def _center(metric: Metric, codes: Points, mean: Points | None, tol: float, prog
     if mean is None:
         center = frechet_mean(metric, codes, tol=tol, progress=progress)
         if not torch.isfinite(center).all():
-            raise _checks.no_mean()
+            raise errors.no_mean()
         return center
     center = _checks.points(mean, "mean").detach()
     if center.shape != codes.shape[1:]:
-        raise _checks.wrong_mean(tuple(center.shape), codes.shape[1])
+        raise errors.wrong_mean(tuple(center.shape), codes.shape[1])
     _checks.same_kind(center, codes, "mean", "codes")
     return center
 
@@ -196,4 +197,4 @@ def _tell(v: Tangents) -> None:
     """Warn of logarithms (n, d) that were not found."""
     lost = (~torch.isfinite(v).all(-1)).nonzero().reshape(-1).tolist()
     if lost:
-        warnings.warn(_checks.no_geodesic_to(lost, len(v)), _checks.StatisticsWarning, stacklevel=3)
+        warnings.warn(errors.no_geodesic_to(lost, len(v)), _checks.StatisticsWarning, stacklevel=3)

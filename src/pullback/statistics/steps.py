@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pullback import _checks
 from pullback._batching import map_chunks
 from pullback.autodiff import PartsMap, jacobian_columns
 from pullback.curvature.immersion import gram_frame
 from pullback.geodesics.halves import by_halves
 from pullback.metrics import Metric, Pullback
+from pullback.statistics import errors
 from pullback.statistics.domains import Domain
 from pullback.types import Matrices, Points, Scalars, Tangents
 
@@ -240,7 +240,7 @@ def _first_frame(metric: Metric, z: Points) -> Matrices:
     with torch.no_grad():
         frame, regular = gram_frame(metric.matrix(z))
     if not regular.all():
-        raise _checks.singular_start(z, ~regular)
+        raise errors.singular_start(z, ~regular)
     return frame
 
 

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from pullback import _checks
 from pullback.curvature.immersion import gram_frame
 from pullback.metrics import Metric
+from pullback.statistics import errors
 from pullback.statistics.domains import Box
 from pullback.statistics.steps import Metropolis, matrices
 from pullback.statistics.walks import walked
@@ -105,7 +106,7 @@ def sample_uniform(
     if not isinstance(metric, Metric):
         raise _checks.not_a_metric(metric)
     bounds = _checks.points(bounds, "bounds").detach()
-    bounds = _checks.box(bounds, bounds.new_empty(len(bounds)))
+    bounds = errors.box(bounds, bounds.new_empty(len(bounds)))
     _checks.at_least(n, 1, "n")
     with torch.no_grad():
         metric.matrix(bounds.mean(1))  # what does not fit the metric is told by it
@@ -140,7 +141,7 @@ def _by_rejection(metric: Metric, bounds: Tensor, n: int, generator: Generator |
         if accepted >= n:
             break
     else:
-        raise _checks.too_few_accepted(n, accepted, proposed)
+        raise errors.too_few_accepted(n, accepted, proposed)
     share = accepted / proposed
     whole = float(bound.sum() * size.prod()) * math.exp(shift)
     error = whole * (share * (1 - share) / proposed) ** 0.5
@@ -162,7 +163,7 @@ def _bounds_of_cells(metric: Metric, bounds: Tensor, count: int) -> tuple[Tensor
     logs = logs.nan_to_num(-math.inf, posinf=math.inf, neginf=-math.inf)
     shift = float(logs.max())
     if not math.isfinite(shift):
-        raise _checks.no_volume()
+        raise errors.no_volume()
     inner, outer = (logs[: len(middle)] - shift).exp(), (logs[len(middle) :] - shift).exp().reshape((count + 1,) * d)
     high = low = inner.reshape((count,) * d)
     for k in range(2**d):
@@ -177,7 +178,7 @@ def _by_walks(metric: Metric, bounds: Tensor, n: int, generator: Generator | Non
     logs = _log_volumes(metric, z).nan_to_num(-math.inf)
     shift = float(logs.max())
     if not math.isfinite(shift):
-        raise _checks.no_volume()
+        raise errors.no_volume()
     weights = (logs - shift).exp()
     chosen = torch.multinomial(_on(generator, weights), n, replacement=True, generator=generator).to(bounds.device)
     start = z[chosen]

@@ -20,6 +20,7 @@ from pullback.geodesics import Status, exp
 from pullback.geodesics.halves import by_halves
 from pullback.geodesics.integrate import integrate
 from pullback.metrics import Metric
+from pullback.statistics import errors
 
 _SEGMENTS = 32  # of a geodesic, for Jacobi's equation: of fourth order
 _STEPS = 2_000  # of the integrator
@@ -45,7 +46,7 @@ class Frames:
         with torch.no_grad():
             columns, regular = gram_frame(metric.matrix(z))
         if not regular.all():
-            raise _checks.singular_mean(z[~regular][0].tolist())
+            raise errors.singular_mean(z[~regular][0].tolist())
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand_as(columns)
         return cls(columns, torch.linalg.solve_triangular(columns, eye, upper=True), kind == "euclidean")
 
