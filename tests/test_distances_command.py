@@ -68,7 +68,7 @@ sys.exit(cli.main(sys.argv[1:]))
     command = [sys.executable, "-c", program, "distances", "mnist012", codes, "--out", str(out)]
     process = subprocess.Popen([*command, "--neighbors", "6", "--block", "10", "--workers", "1"])
     deadline = time.monotonic() + 60
-    while len(list(out.glob("blocks/*"))) < 2 and time.monotonic() < deadline:
+    while len(list(out.glob("blocks/*.sha256"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
