@@ -30,7 +30,7 @@ from pullback.types import Points
 
 Array = NDArray[Any]
 _BLOCK = 128 << 20  # bytes of the matrix in one block
-_AHEAD = 8  # blocks that an executor is given beyond one for each of its workers
+_AHEAD = 2  # blocks that an executor is given beyond one for each of its workers
 
 
 def distance_matrix(
