@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pullback import cli, io, models
-from pullback.commands import check, inputs
+from pullback.commands import check, inputs, latent
 from pullback.datasets import Dataset, digits
 from pullback.diagnostics import Verdict
 from pullback.metrics import FisherRao, Pullback
@@ -104,12 +104,12 @@ def test_the_format_of_a_foreign_file_is_unknown(tmp_path):
      ("ensemble", Pullback), ("vae-bernoulli", FisherRao), ("vae-poisson", FisherRao)],
 )  # fmt: skip
 def test_a_model_has_the_metric_of_its_kind(kind, metric):
-    latent = check.latent_of(UNTRAINED[kind]())
-    assert type(latent.metric) is metric
-    assert latent.dim == 2
-    assert (latent.codes is not None) == (kind == "gan")
+    found = latent.latent_of(UNTRAINED[kind]())
+    assert type(found.metric) is metric
+    assert found.dim == 2
+    assert (found.codes is not None) == (kind == "gan")
     z = torch.zeros(3, 2, dtype=torch.float64)
-    assert latent.metric.matrix(z).dtype == torch.float64
+    assert found.metric.matrix(z).dtype == torch.float64
 
 
 def test_the_check_of_an_ensemble_sees_its_disagreement(codes, tmp_path, no_pictures):

@@ -17,6 +17,7 @@ from geomstats.learning.kmeans import RiemannianKMeans
 from geomstats.learning.knn import KNearestNeighborsClassifier
 from geomstats.learning.pca import TangentPCA
 from sklearn.base import clone
+from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 import pullback as pb
@@ -228,11 +229,17 @@ def test_the_frechet_mean_of_codes_has_less_variance_by_our_distances_than_its_n
     assert (variance[1:] > variance[0] + 0.5).all()  # in flat space by 1
     (slope,) = torch.autograd.grad(variance[0], near)  # of length 2 at a distance of 1 from the mean
     assert torch.linalg.solve(metric.matrix(mean), slope[0, 0]) @ slope[0, 0] < 0.1**2
+    assert pb.distance(metric, pb.frechet_mean(metric, points, tol=1e-3), mean) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:the metric is singular")  # trial curves reach the table's walls
 def test_k_means_of_codes_gives_each_its_nearest_center_and_centers_the_means_of_theirs(codes, table):
     codes = codes[:4]
-    check_k_means(codes, table, RiemannianKMeans(table, n_clusters=2, tol=0.5, init=codes[::2].copy()).fit(codes))
+    learner = RiemannianKMeans(table, n_clusters=2, tol=0.5, init=codes[::2].copy()).fit(codes)
+    check_k_means(codes, table, learner)
+    ours = pb.KMeans(table.settings.metric, 2, assignment="geodesic", random_state=0).fit(codes)
+    assert adjusted_rand_score(ours.labels_, learner.labels_) == 1
+    assert np.isclose(ours.inertia_, learner.inertia_, rtol=1e-2)
 
 
 def check_k_means(codes, space, learner):
@@ -257,6 +264,14 @@ def test_tangent_pca_of_codes_is_that_of_tangent_vectors_in_data_space(model, co
     values = np.linalg.svd(tangents - tangents.mean(0), compute_uv=False)[:2] ** 2 / (len(codes) - 1)
     assert close(learner.explained_variance_, values)
     assert not close(TangentPCA(space).fit(codes, base_point=base).explained_variance_, values, 0.5)
+
+
+def test_principal_geodesics_are_those_of_geomstats_tangent_pca(framed_sphere):
+    metric, z = pb.Pullback(SPHERE), 0.4 * randn(12, 2) + 0.2
+    ours = pb.principal_geodesics(metric, z)
+    theirs = TangentPCA(framed_sphere, n_components=2).fit(z.numpy(), base_point=ours.mean.numpy())
+    assert close(ours.explained_variance.numpy(), theirs.explained_variance_, 1e-3)
+    assert close(ours.explained_variance_ratio.numpy(), theirs.explained_variance_ratio_, 1e-3)
 
 
 @pytest.mark.slow

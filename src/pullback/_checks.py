@@ -351,6 +351,14 @@ def enough_points(n: int, n_neighbors: int) -> None:
         )
 
 
+def extended(bounds: Tensor, name: str) -> None:
+    """Raise unless bounds (d, 2) have a lower and a higher end along each axis."""
+    empty = (~(bounds[:, 0] < bounds[:, 1])).nonzero().reshape(-1).tolist()
+    if empty:
+        low, high = bounds[empty[0]].tolist()
+        raise ValueError(f"`{name}` of axis {empty[0]} are {low:g} and {high:g}: want (lower, upper) in each row.")
+
+
 def grid(
     bounds: Any, resolution: Any, *, least: int = 2, otherwise: str = "in more dimensions use knn_graph"
 ) -> tuple[int, ...]:
@@ -360,10 +368,7 @@ def grid(
     d = len(bounds)
     if not 1 <= d <= 3:
         raise ValueError(f"`bounds` has {d} axes: a grid has 1 to 3; {otherwise}.")
-    empty = (bounds[:, 0] >= bounds[:, 1]).nonzero().reshape(-1).tolist()
-    if empty:
-        low, high = bounds[empty[0]].tolist()
-        raise ValueError(f"`bounds` of axis {empty[0]} are {low:g} and {high:g}: want (lower, upper) in each row.")
+    extended(bounds, "bounds")
     shape = (resolution,) * d if isinstance(resolution, Integral) else tuple(resolution)
     if len(shape) != d or not all(isinstance(count, Integral) and int(count) >= least for count in shape):
         raise ValueError(

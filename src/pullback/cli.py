@@ -207,7 +207,7 @@ def _add_distances(commands: "argparse._SubParsersAction") -> None:
     command.add_argument("codes", metavar="CODES", help="file of `pullback encode`, or a .npy of floats (n, d)")
     command.add_argument("--out", required=True, metavar="D.zarr", help="folder to write the matrix to")
     command.add_argument("--neighbors", type=_count, default=16, metavar="K", help="of each code (%(default)s)")
-    command.add_argument("--block", type=_count, metavar="N", help="rows of a block; without it 128 MiB of them")
+    command.add_argument("--block", type=_count, metavar="N", help="rows of a block; else 128 MiB, or a 16th of all")
     command.add_argument("--workers", type=_count, metavar="N", help="processes; without it one a core, one a share")
     command.add_argument(
         "--shard", type=_shard, metavar="I/N", help="only share I, from 0, of N commands that write to the same folder"

@@ -30,6 +30,7 @@ from pullback.types import Points
 
 Array = NDArray[Any]
 _BLOCK = 128 << 20  # bytes of the matrix in one block
+_BLOCKS = 16  # at least, so that several workers have something to do
 _AHEAD = 2  # blocks that an executor is given beyond one for each of its workers
 
 
@@ -68,7 +69,7 @@ def distance_matrix(
         tol: Of geodesics, as for :func:`geodesic`.
         out: Folder of a zarr array to write the matrix to, block by block: it needs no room in memory, and what is
             finished survives an interruption. Needs ``pip install zarr``.
-        block: Rows at once. Default: 128 MiB of them.
+        block: Rows at once. Default: 128 MiB of them, or a sixteenth of all.
         executor: Where blocks of rows are computed: any ``concurrent.futures`` executor. The graph goes to the
             workers once, as files that they map; so they have to see this machine's temporary folder. On several
             machines :class:`RayExecutor`, or another with a method ``share``: the graph is sent through that.
@@ -117,7 +118,7 @@ def distance_matrix(
         graph = knn_graph(metric, codes, n_neighbors)
     first = _first_code(graph, codes)
     n = len(codes)
-    size = block if block is not None else max(1, _BLOCK // (8 * n))
+    size = block if block is not None else max(1, min(_BLOCK // (8 * n), -(-n // _BLOCKS)))
     _checks.at_least(size, 1, "block")
     refined = _refined(metric, codes, graph, refine, tol, progress) if refine is not None else None
     rows = _Rows(graph, first, n, codes.dtype, refined)

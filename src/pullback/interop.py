@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pullback import _checks
-from pullback.chords import chord_energy
 from pullback.curvature import christoffel, riemann
 from pullback.geodesics import (
     ConvergenceError,
@@ -31,10 +30,10 @@ from pullback.geodesics import (
     log,
     transport,
 )
+from pullback.geodesics.departures import departures
 from pullback.geodesics.starts import Start
 from pullback.metrics import Metric
-from pullback.metrics.contract import divide
-from pullback.types import Matrices, Nodes, Points, Scalars, Tangents
+from pullback.types import Matrices, Points, Scalars, Tangents
 
 __all__ = ["to_geomstats"]
 
@@ -384,35 +383,17 @@ class _LatentMetric:
 
 
 def _velocity(metric: Metric, path: Solution) -> Tangents:
-    """Velocities (..., d) at the starts of geodesics, by the first variation of their energy; NaN where none was found.
-
-    Spline derivatives at an end are known to a per cent; a whole curve that is moved with its end hides its errors.
-    """
-    shape = path.curve.nodes.shape
-    nodes, length = path.curve.nodes.reshape(-1, *shape[-2:]), path.length.reshape(-1)
-    start, velocity = nodes[:, 0], torch.zeros_like(nodes[:, 0])
-    moving = path.converged.reshape(-1) & (start != nodes[:, -1]).any(-1)
+    """Velocities (..., d) at the starts of geodesics; NaN where none was found or, with a warning, G is singular."""
+    nodes, length = path.curve.nodes, path.length
+    velocity = torch.zeros_like(nodes[..., 0, :])
+    moving = path.converged & (nodes[..., 0, :] != nodes[..., -1, :]).any(-1)
     if moving.any():
-        size = max(1, metric.points_at_once(start) // nodes.shape[1])
-        slope = torch.cat([_slope(metric, rows) for rows in nodes[moving].split(size)])
-        against = -divide(metric.matrix(start[moving]).detach(), slope)
-        speed = metric.norm(start[moving], against.nan_to_num()).detach()
-        velocity[moving] = against * (length[moving] / speed)[:, None]
-        lost = velocity.isnan().any(-1).nonzero().reshape(-1).tolist()
+        velocity[moving] = departures(metric, nodes[moving], length[moving])
+        lost = velocity.isnan().any(-1).reshape(-1).nonzero().reshape(-1).tolist()
         if lost:
-            text = f"at {len(lost)} of {len(start)} base points the metric is singular (pairs {lost[:10]})"
+            text = f"at {len(lost)} of {moving.numel()} base points the metric is singular (pairs {lost[:10]})"
             warnings.warn(text, _checks.GeodesicWarning, stacklevel=3)
-    return velocity.masked_fill(length.isnan()[:, None], torch.nan).reshape(*shape[:-2], shape[-1])
-
-
-def _slope(metric: Metric, nodes: Nodes) -> Tangents:
-    """The gradient (B, d) of the energy of curves (B, T + 1, d) by their starts, when the curves go along."""
-    left = torch.linspace(1, 0, nodes.shape[1], dtype=nodes.dtype, device=nodes.device)[:, None]
-    with torch.enable_grad():
-        start = nodes[:, 0].clone().requires_grad_()
-        moved = nodes + left * (start - nodes[:, 0])[:, None]
-        energy = chord_energy(*metric.squared_chords(metric.features(moved)))
-        return torch.autograd.grad(energy.sum(), start)[0]
+    return velocity.masked_fill(length.isnan()[..., None], torch.nan)
 
 
 def _factor(metric: Metric, z: Points) -> Matrices:

@@ -313,6 +313,10 @@ def test_points_are_decoded_once_and_edges_at_their_inner_samples_alone(counting
     measured = {(min(i, j), max(i, j)) for i, row in enumerate(near.tolist()) for j in row}
     assert len(graph.bridges) == 0
     assert decoder.reset() == 100 + len(measured)
+    bent = int((graph.errors > 0.01 * graph.edges.data).sum()) // 2
+    assert bent > 20
+    knn_graph(metric, points, 5)
+    assert decoder.reset() == 100 + len(measured) + 7 * bent  # the nodes are known by then
 
 
 def test_the_decoder_is_called_on_many_points_at_once():
@@ -490,6 +494,18 @@ def test_networkx_and_pickle_give_the_same_graph_back():
         assert (back.n_neighbors, back.n_interior) == (4, 3)
     assert np.array_equal(pickle.loads(pickle.dumps(graph)).bridges, graph.bridges)
     assert repr(graph) == f"Graph(41 points, d = 2, {graph.edges.nnz // 2} edges, 1 components)"
+
+
+def test_networkx_finds_communities_centers_and_places_to_draw_at():
+    graph = knn_graph(Pullback(nn.Identity()), clusters()[:40], 4)
+    exchanged = graph.to_networkx()
+    found = nx.community.greedy_modularity_communities(exchanged, weight=None)
+    assert len(found) >= 2
+    assert all(len({i // 20 for i in part}) == 1 for part in found)  # a bridge is no community
+    nearest_to_all = max(nx.closeness_centrality(exchanged, distance="weight").items(), key=lambda item: item[1])[0]
+    assert nearest_to_all == int(graph.distances(range(len(graph.points))).sum(1).argmin())
+    places = dict(exchanged.nodes(data="point"))  # what nx.draw takes as pos
+    assert np.array_equal(np.stack([places[i] for i in range(len(places))]), graph.points.numpy())
 
 
 def test_a_graph_with_names_and_parallel_edges_can_come_from_networkx():

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from pullback import io, plot
 from pullback.commands.inputs import any_model_named, codes_in
+from pullback.commands.latent import latent_of
 from pullback.commands.outputs import check_writable, save_figure
-from pullback.decoders import Ensemble
 from pullback.diagnostics import GeometryReport, Spectrum, check_geometry
-from pullback.metrics import FisherRao, Metric, Pullback
-from pullback.models import GAN, RBFVAE, VAE, Autoencoder, ConvolutionalVAE, DecoderEnsemble
-from pullback.models.likelihoods import Gaussian
-from pullback.models.model import Model
+from pullback.metrics import Metric
+from pullback.models import GAN
 from pullback.types import Points
 
 if TYPE_CHECKING:
@@ -30,15 +28,6 @@ _FORMAT, _VERSION = "pullback.check", 1
 _DRAWN = 2000  # codes of a generator without an encoder; codes on the map
 _BINS = 30
 _ON_DATA, _IN_BOX = "C0", "C1"
-
-
-class Latent(NamedTuple):
-    """A latent space to look at: its metric, d, and the codes that are known without a file."""
-
-    metric: Metric
-    dim: int
-    codes: Points | None = None
-    labels: Tensor | None = None
 
 
 def run(options: Namespace) -> int:
@@ -67,24 +56,6 @@ def run(options: Namespace) -> int:
     print(report)
     print(f"\nwritten to {folder}: {', '.join(written)}")
     return 0 if report.believable else DOUBTFUL
-
-
-def latent_of(model: RBFVAE | Model, seed: int = 0) -> Latent:
-    """The geometry of a saved model: the usual metric of its kind. Its weights become float64."""
-    model.double()
-    if isinstance(model, RBFVAE):
-        return Latent(Pullback(model.decoder), model.latent_dim, model.codes, model.labels)
-    dim = cast(int, model.latent_dim)
-    if isinstance(model, GAN):
-        codes = torch.randn(_DRAWN, dim, generator=Generator(device="cpu").manual_seed(seed), dtype=torch.float64)
-        return Latent(Pullback(model.generator), dim, codes)
-    if isinstance(model, DecoderEnsemble):
-        return Latent(Pullback(Ensemble(list(model.decoders))), dim)
-    if isinstance(model, VAE) and not isinstance(model.likelihood, Gaussian):
-        return Latent(FisherRao(model.distribution), dim)
-    if isinstance(model, Autoencoder | ConvolutionalVAE | VAE):
-        return Latent(Pullback(cast(nn.Module, model.decoder)), dim)
-    raise ValueError(f"MODEL is a {type(model).__name__}, whose metric is not known here: use pullback.check_geometry")
 
 
 def _write(

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from pullback import io
-from pullback.commands.check import latent_of
 from pullback.commands.inputs import any_model_named, codes_in
+from pullback.commands.latent import latent_of
 from pullback.distances import distance_matrix
 from pullback.graphs import Graph, knn_graph
 from pullback.metrics import Metric

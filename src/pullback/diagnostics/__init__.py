@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Generator
 from tqdm.auto import tqdm
@@ -14,6 +12,7 @@ from pullback.diagnostics.growth import Cloud, profile
 from pullback.diagnostics.lines import straight_against_geodesic
 from pullback.diagnostics.records import (
     Direction,
+    Findings,
     GeometryReport,
     Growth,
     Isometry,
@@ -123,29 +122,7 @@ def check_geometry(
     _look(metric, codes, source)
     found = _measured(metric, codes, n_pairs, n_points, reach, tol, solver or _SOLVER, source, progress)
     verdict, sentence = judged(found)
-    fields = {name: value for name, value in vars(found).items() if name != "rounding"}
-    return GeometryReport(verdict=verdict, sentence=sentence, advice=advice(found, verdict), **fields)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a :class:`GeometryReport` holds before it is judged, and the rounding of an eigenvalue."""
-
-    metric: str
-    n_codes: int
-    dim: int
-    dtype: str
-    dead: tuple[Direction, ...]
-    weak: tuple[Direction, ...]
-    unused: tuple[int, ...]
-    on_data: Spectrum
-    in_box: Spectrum
-    growth: Growth
-    variance: Variance
-    creases: str | None
-    isometry: Isometry
-    lines: Lines
-    rounding: float
+    return GeometryReport(**vars(found), verdict=verdict, sentence=sentence, advice=advice(found, verdict))
 
 
 def _measured(

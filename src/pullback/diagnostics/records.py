@@ -214,13 +214,10 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class GeometryReport:
-    """What :func:`check_geometry` found; ``print`` shows it to people, :meth:`to_dict` to programs.
+class Findings:
+    """What was measured, before it is judged.
 
     Attributes:
-        verdict: A :class:`Verdict`.
-        sentence: The same with its numbers, or with the reason.
-        advice: What is wrong and what to do about it, a line each; empty when nothing is.
         metric: The kind of metric.
         n_codes: How many codes were given.
         dim: d.
@@ -235,11 +232,9 @@ class GeometryReport:
         creases: What makes the decoder rough, in words; empty when it is smooth, None when that cannot be told.
         isometry: The defects.
         lines: Straight lines against geodesics.
+        rounding: Of an eigenvalue, relative to the largest one.
     """
 
-    verdict: Verdict
-    sentence: str
-    advice: tuple[str, ...]
     metric: str
     n_codes: int
     dim: int
@@ -254,6 +249,24 @@ class GeometryReport:
     creases: str | None
     isometry: Isometry
     lines: Lines
+    rounding: float
+
+
+@dataclass(frozen=True)
+class GeometryReport(Findings):
+    """What :func:`check_geometry` found; ``print`` shows it to people, :meth:`to_dict` to programs.
+
+    Besides what was measured, which stands in :class:`Findings`:
+
+    Attributes:
+        verdict: A :class:`Verdict`.
+        sentence: The same with its numbers, or with the reason.
+        advice: What is wrong and what to do about it, a line each; empty when nothing is.
+    """
+
+    verdict: Verdict
+    sentence: str
+    advice: tuple[str, ...]
 
     @property
     def believable(self) -> bool:
@@ -267,7 +280,9 @@ class GeometryReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as dictionaries, lists, strings and finite numbers; None for what is infinite or unknown."""
-        return _plain(dataclasses.asdict(self))
+        found = dataclasses.asdict(self)
+        first = {name: found.pop(name) for name in ("verdict", "sentence", "advice")}
+        return _plain(first | found)
 
     def to_json(self) -> str:
         """:meth:`to_dict` as text."""

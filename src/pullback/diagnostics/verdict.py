@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from pullback.diagnostics.records import Direction, Lines, Off, Verdict
+from pullback.diagnostics.records import Direction, Findings, Lines, Off, Verdict
 from pullback.geodesics import Status
-
-if TYPE_CHECKING:
-    from pullback.diagnostics import Findings
 
 _FLAT, _NEARLY, _STRONGLY = 1e-3, 0.03, 0.1  # what lines may be longer by: of 95% of the pairs; of half of them, twice
 _TAIL = 0.15  # of 95% of the pairs, for nearly flat

@@ -24,26 +24,40 @@ _PROBES, _PER_CELL = 32, 40  # cells that faiss looks into for a point, and poin
 _SMOOTH = 0.1  # the share of its length that a middle sample may add to an edge that counts as smooth
 
 
-def measure(metric: Metric, points: Tensor, pairs: Array, n_interior: int) -> tuple[Array, Array]:
+def images(metric: Metric, points: Tensor) -> Tensor | None:
+    """The features (n, D) of points (n, d), decoded once for all edges; None where they are too large to be kept."""
+    limit = metric.points_at_once(points)
+    first = metric.features(points[:limit])
+    if len(points) > limit and first.shape[1] * first.element_size() * len(points) > free_memory(points.device) // 4:
+        return None
+    return torch.cat((first, metric.features(points[limit:]))) if len(points) > limit else first
+
+
+def measure(
+    metric: Metric, points: Tensor, pairs: Array, n_interior: int, known: Tensor | None = None
+) -> tuple[Array, Array]:
     """Decoded lengths (m,) of straight edges (m, 2) between points (n, d), and how much the samples inside add.
 
-    NaN where the decoder is not finite. Points are decoded once, but in turns when all their features are too large.
+    NaN where the decoder is not finite. `known` are the points' :func:`images`; without them the ends of the edges are
+    decoded, in turns when all of them are too large.
     """
     i, j = torch.as_tensor(pairs, device=points.device).unbind(1)
-    used, (i, j) = torch.unique(torch.stack((i, j)), return_inverse=True)
     limit = metric.points_at_once(points)
-    x = metric.features(points[used[:limit]])
-    if len(pairs) > limit and x.shape[1] * x.element_size() * len(used) > free_memory(points.device) // 4:
-        halves = [measure(metric, points, half, n_interior) for half in np.array_split(pairs, 2)]
-        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
-    if len(used) > limit:
-        x = torch.cat((x, metric.features(points[used[limit:]])))
+    if known is None:
+        used, (i, j) = torch.unique(torch.stack((i, j)), return_inverse=True)
+        points = points[used]
+        known = images(metric, points) if len(pairs) > 1 else metric.features(points)
+        if known is None:
+            pairs = torch.stack((i, j), 1).cpu().numpy()
+            halves = [measure(metric, points, half, n_interior) for half in np.array_split(pairs, 2)]
+            return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
+    x = known
     t = torch.linspace(0, 1, n_interior + 2, dtype=points.dtype, device=points.device)[1:-1, None]
     results = []
     for k in torch.arange(len(i), device=i.device).split(max(1, limit // max(1, n_interior))):
-        ends, images = (points[used[i[k]], None], points[used[j[k]], None]), (x[i[k], None], x[j[k], None])
-        inside = metric.features((1 - t) * ends[0] + t * ends[1]) if n_interior else images[0][:, :0]
-        results.append(_edge_length(*metric.squared_chords(torch.cat((images[0], inside, images[1]), 1))))
+        ends, there = (points[i[k], None], points[j[k], None]), (x[i[k], None], x[j[k], None])
+        inside = metric.features((1 - t) * ends[0] + t * ends[1]) if n_interior else there[0][:, :0]
+        results.append(_edge_length(*metric.squared_chords(torch.cat((there[0], inside, there[1]), 1))))
     lengths, errors = (torch.cat(values).double().cpu().numpy() for values in zip(*results, strict=True))
     return lengths, errors
 

@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pullback import _checks, curvature
-from pullback.graphs import knn_graph
+from pullback.graphs import Graph, knn_graph
 from pullback.metrics import Metric
 from pullback.statistics import errors
 from pullback.statistics.heat import HeatGrid
@@ -102,24 +102,22 @@ def kernel_density(
         True
     """
     codes, at = _checked(metric, codes, at, kernel)
-    if bandwidth is None:
-        width = kernel_bandwidth(
-            metric, codes, kernel=kernel, n_neighbors=n_neighbors, bounds=bounds, resolution=resolution
-        )
-        _LOG.info("kernel_density takes bandwidth=%.4g", width)
-    else:
+    if bandwidth is not None:
         _checks.positive_and_finite(bandwidth, "bandwidth")
-        width = float(bandwidth)
     if kernel == "heat":
         grid = _grid(metric, codes, bounds, resolution)
+        width = _told(_by_folds(grid, codes)) if bandwidth is None else float(bandwidth)
         _warn_of_cells(grid, codes, width)
         there = grid.weights(codes if at is None else at) @ grid.flow(_spikes(grid, codes), width**2, _HEAT_STEPS)
         return torch.from_numpy(there).to(codes).clamp_min(0)
-    if distances is None:
-        distances = _distances(metric, codes, at, n_neighbors)
-    elif distances.shape != (len(codes if at is None else at), len(codes)):
+    if distances is not None and distances.shape != (len(codes if at is None else at), len(codes)):
         raise errors.wrong_distances(distances, len(codes if at is None else at), len(codes))
     scalars = _scalars(metric, codes)
+    if distances is None or bandwidth is None:
+        graph = _graph(metric, codes, n_neighbors)
+        bandwidth = _told(_by_leaving_out(graph, scalars)) if bandwidth is None else bandwidth
+        distances = _distances(metric, graph, at) if distances is None else distances
+    width = float(bandwidth)
     _warn_of_curvature(scalars, width)
     logs = -0.5 * (distances.to(codes) / width).square() - _log_volumes(scalars, width, codes.shape[1])
     return logs.logsumexp(1).exp() / len(codes)
@@ -164,17 +162,21 @@ def kernel_bandwidth(
         2.0
     """
     codes, _ = _checked(metric, codes, None, kernel)
-    errors.enough_codes(len(codes), 3)
     if kernel == "heat":
         return _by_folds(_grid(metric, codes, bounds, resolution), codes)
+    return _by_leaving_out(_graph(metric, codes, n_neighbors), _scalars(metric, codes))
+
+
+def _by_leaving_out(graph: Graph, scalars: Tensor) -> float:
+    """The bandwidth under which codes, the points of a graph, are most likely by the others."""
+    codes = graph.points
+    errors.enough_codes(len(codes), 3)
     rows = torch.linspace(0, len(codes) - 1, min(len(codes), _ROWS), device=codes.device).round().long()
-    graph = knn_graph(metric, codes, min(n_neighbors, len(codes) - 1))
     distances = graph.distances(rows)
     distances[torch.arange(len(rows)), rows] = torch.inf
     apart = distances[(distances > 0) & torch.isfinite(distances)]
     if not len(apart):
         raise errors.coinciding("codes")
-    scalars = _scalars(metric, codes)
 
     def loss(log_width: float) -> float:
         width = math.exp(log_width)
@@ -203,11 +205,19 @@ def _checked(metric: Metric, codes: Points, at: Points | None, kernel: str) -> t
     return codes, at
 
 
-def _distances(metric: Metric, codes: Tensor, at: Tensor | None, n_neighbors: int) -> Tensor:
-    """Distances (m, n) along a graph."""
-    n = len(codes)
-    errors.enough_codes(n, 2)
-    graph = knn_graph(metric, codes, min(n_neighbors, n - 1))
+def _graph(metric: Metric, codes: Tensor, n_neighbors: int) -> Graph:
+    errors.enough_codes(len(codes), 2)
+    return knn_graph(metric, codes, min(n_neighbors, len(codes) - 1))
+
+
+def _told(width: float) -> float:
+    _LOG.info("kernel_density takes bandwidth=%.4g", width)
+    return width
+
+
+def _distances(metric: Metric, graph: Graph, at: Tensor | None) -> Tensor:
+    """Distances (m, n) along a graph of the codes, of points (m, d) or of these themselves."""
+    n = len(graph.points)
     if at is None:
         return graph.distances(torch.arange(n))
     graph = graph.insert(metric, at)
@@ -292,6 +302,7 @@ def _spikes(grid: HeatGrid, codes: Tensor) -> NDArray[Any]:
 
 def _by_folds(grid: HeatGrid, codes: Tensor) -> float:
     """The best of some bandwidths of the heat kernel, for codes that are left out."""
+    errors.enough_codes(len(codes), 3)
     order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).to(codes.device)
     folds = order.tensor_split(min(_FOLDS, len(codes)))
     rest = [torch.cat([fold for j, fold in enumerate(folds) if j != i]) for i in range(len(folds))]

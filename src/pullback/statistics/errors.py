@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pullback._checks import _dtype, _place, _shape
+from pullback._checks import _dtype, _place, _shape, extended
 
 
 def weights(value: Any, n: int) -> None:
@@ -53,10 +53,7 @@ def box(bounds: Any, like: Tensor, name: str = "bounds") -> Tensor:
     if not isinstance(bounds, Tensor) or bounds.shape != (d, 2):
         found = f"has shape {_shape(bounds)}" if isinstance(bounds, Tensor) else f"is a {type(bounds).__name__}"
         raise ValueError(f"`{name}` {found}: want a tensor ({d}, 2), the lower and upper end of each axis.")
-    empty = (~(bounds[:, 0] < bounds[:, 1])).nonzero().reshape(-1).tolist()
-    if empty:
-        low, high = bounds[empty[0]].tolist()
-        raise ValueError(f"`{name}` of axis {empty[0]} are {low:g} and {high:g}: want (lower, upper) in each row.")
+    extended(bounds, name)
     return bounds.detach().to(like)
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from pullback import _checks
-from pullback.chords import chord_energy
-from pullback.curvature.immersion import gram_frame
 from pullback.curves import Curve
 from pullback.geodesics import Solution, geodesic
+from pullback.geodesics.departures import departures
 from pullback.geodesics.starts import Start
 from pullback.metrics import Metric
 from pullback.types import Points, Tangents
@@ -51,7 +50,7 @@ def logarithms(
     v[~path.converged] = torch.nan
     good = path.converged & apart
     if good.any():
-        v[good] = _departures(metric, path.curve.nodes[good], path.length[good])
+        v[good] = departures(metric, _even(path.curve.nodes[good]), path.length[good])
     return v, path
 
 
@@ -64,27 +63,8 @@ def moved(curves: Curve, starts: Points) -> Curve:
     return Curve(nodes)
 
 
-def _departures(metric: Metric, nodes: Tensor, length: Tensor) -> Tensor:
-    """Velocities (B, d) with which curves (B, T + 1, d) of known lengths (B,) leave their first nodes."""
+def _even(nodes: Tensor) -> Tensor:
+    """Curves (B, T + 1, d) by fewer nodes, enough to measure a direction with."""
     n = nodes.shape[1] - 1
     stride = max(1, n // _SEGMENTS)
-    nodes = nodes[:, ::stride] if n % stride == 0 else Curve(nodes).resample(_SEGMENTS).nodes
-    size = max(1, metric.points_at_once(nodes) // nodes.shape[1])
-    momentum = torch.cat([_momenta(metric, part) for part in nodes.split(size)])
-    frame, _ = gram_frame(metric.matrix(nodes[:, 0]).detach())
-    pulled = (frame.mT @ momentum[..., None])[..., 0]
-    direction = pulled / pulled.norm(dim=-1, keepdim=True)
-    return (frame @ (length[:, None] * direction)[..., None])[..., 0]
-
-
-def _momenta(metric: Metric, nodes: Tensor) -> Tensor:
-    """How much the energy of curves falls as their starts move: (B, d).
-
-    A curve moves as a whole, less and less towards its end: that suffers least from its errors.
-    """
-    t = torch.linspace(0, 1, nodes.shape[1], dtype=nodes.dtype, device=nodes.device)[:, None]
-    with torch.enable_grad():
-        shift = torch.zeros_like(nodes[:, :1], requires_grad=True)
-        energy = chord_energy(*metric.squared_chords(metric.features(nodes + (1 - t) * shift)))
-        (slope,) = torch.autograd.grad(energy.sum(), shift)
-    return -slope[:, 0]
+    return nodes[:, ::stride] if n % stride == 0 else Curve(nodes).resample(_SEGMENTS).nodes
