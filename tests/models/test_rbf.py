@@ -59,6 +59,23 @@ def test_a_bandwidth_scale_that_is_not_positive_is_refused(a):
         bandwidths(points(3), torch.zeros(3, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.float64), a=a)
 
 
+def test_placed_centers_are_those_of_kmeans_with_the_bandwidths_of_its_clusters(rbf):
+    codes = points(60)
+    rbf.place(codes, a=1.5, random_state=3)
+    centers, members = kmeans(codes, 7, random_state=3)
+    assert torch.equal(rbf.centers, centers)
+    assert torch.equal(rbf.bandwidths, bandwidths(codes, members, centers, a=1.5))
+
+
+def test_centers_stay_where_they_are_if_they_cannot_be_placed(rbf):
+    before = rbf.centers.clone(), rbf.bandwidths.clone()
+    for codes, a in ((points(5), 2.0), (points(60), -1.0)):
+        with pytest.raises(ValueError, match=r"`n_centers`|`a`"):
+            rbf.place(codes, a=a)
+    assert torch.equal(rbf.centers, before[0])
+    assert torch.equal(rbf.bandwidths, before[1])
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_the_kernels_equal_those_from_plain_distances(rbf, offset):
     # the expanded square would lose its digits far from the origin, were it not taken around the middle

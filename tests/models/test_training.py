@@ -243,6 +243,32 @@ def test_the_first_stage_changes_every_parameter_of_encoder_and_mean(tmp_path, d
     assert all(not torch.equal(short[name], long[name]) for name in short)
 
 
+@pytest.mark.parametrize(("output", "tolerance"), [("sigmoid", 0.0), ("linear", 1e-2)])
+def test_a_precision_for_a_trained_mean_is_that_of_a_training_in_one_go(
+    tmp_path, dataset, settings, monkeypatch, output, tolerance
+):
+    # the same centers and, since noise and batches are drawn anew, nearly the same precision
+    settings = dataclasses.replace(settings, output=output, rbf_epochs=60)
+    whole = train(dataset, tmp_path / "whole", settings=settings)
+    monkeypatch.setattr(VAE, "loss", None)  # must not be trained again
+    wide = dataclasses.replace(settings, rbf_bandwidth=1.0)
+    same_a = train(dataset, tmp_path / "same", settings=settings, vae=whole.vae)
+    other_a = train(dataset, tmp_path / "other", settings=wide, vae=whole.vae)
+    for model in (same_a, other_a):
+        assert same(model.vae, whole.vae)
+        assert torch.allclose(model.rbf.centers, whole.rbf.centers, rtol=tolerance, atol=tolerance)
+    assert float((same_a.rbf(whole.codes) / whole.rbf(whole.codes)).log().abs().mean()) < 0.2
+    assert torch.allclose(other_a.rbf.bandwidths, 4 * whole.rbf.bandwidths, rtol=1e-2)
+    with pytest.raises(ValueError, match="holds a run with other vae"):
+        train(dataset, tmp_path / "whole", settings=settings, vae=whole.vae)
+
+
+def test_a_mean_that_does_not_fit_is_refused(tmp_path, dataset, settings):
+    vae = VAE(6, 2, (8, 4))
+    with pytest.raises(ValueError, match=r"`vae` has hidden \[8, 4\], not \[8, 5\]: give one"):
+        train(dataset, tmp_path, settings=settings, vae=vae)
+
+
 def test_the_weights_of_the_precision_stay_non_negative(tmp_path, dataset, settings):
     model = train(dataset, tmp_path, settings=dataclasses.replace(settings, rbf_epochs=30, rbf_learning_rate=300.0))
     assert float(model.rbf.weight.min()) == 0

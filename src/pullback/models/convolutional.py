@@ -17,7 +17,7 @@ from pullback.models.layers import linear, noise_like
 from pullback.models.likelihoods import check_unit_interval
 from pullback.models.loop import check_samples, fingerprint, fit
 from pullback.models.model import Model, check_rate, encoded, warn_of_collapse
-from pullback.models.rbf import RBFPrecision, bandwidths, kmeans
+from pullback.models.rbf import RBFPrecision
 from pullback.models.vae import COLLAPSED, warmup_weight
 from pullback.types import Features, Points
 
@@ -158,13 +158,6 @@ class ConvolutionalPrecision(RBFPrecision):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.clamp_(min=0)
-
-    @torch.no_grad()
-    def place(self, codes: Points, *, a: float, random_state: int) -> None:
-        """Move the centers to codes (n, d), by k-means, with the bandwidths that the spread of its clusters gives."""
-        centers, members = kmeans(codes, len(self.centers), random_state=random_state)
-        self.centers.copy_(centers)
-        self.bandwidths.copy_(bandwidths(codes, members, centers, a=a))
 
     def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
         """Adam whose rate for the filters is in proportion to their size, which falls with the number of channels."""

@@ -96,6 +96,28 @@ class RBFPrecision(nn.Module):
         self.weight /= scale.square()
         self.zeta /= scale.square()
 
+    @torch.no_grad()
+    def place(self, codes: Points, *, a: float = 2.0, random_state: int = 0) -> None:
+        r"""Move the centers to codes, by k-means, with the :func:`bandwidths` that the spread of its clusters gives.
+
+        Args:
+            codes: z (n, d), those of the data, at least K different ones.
+            a: Scale of the bandwidths; larger is smoother.
+            random_state: Seed of the k-means++ start.
+
+        Raises:
+            ValueError: There are fewer different codes than centers, or ``a`` is not positive.
+
+        Example:
+            >>> rbf = RBFPrecision(torch.zeros(2, 1), torch.ones(2), 3)
+            >>> rbf.place(torch.tensor([[0.0], [1.0], [10.0], [11.0]]))
+            >>> sorted(rbf.centers.flatten().tolist())
+            [0.5, 10.5]
+        """
+        centers, members = kmeans(codes, len(self.centers), random_state=random_state)
+        self.bandwidths.copy_(bandwidths(codes, members, centers, a=a))
+        self.centers.copy_(centers)
+
     def project(self) -> None:
         """Set negative weights to zero: the projection after each step of a projected gradient."""
         with torch.no_grad():

@@ -9,9 +9,9 @@ from torch import Generator, Tensor
 from pullback import io
 from pullback.datasets import Dataset
 from pullback.models.likelihoods import check_unit_interval, is_unit
-from pullback.models.loop import CHECKPOINT, check_same_run, check_samples, fingerprint, fit
+from pullback.models.loop import CHECKPOINT, check_same_run, check_samples, fingerprint, fit, sha256
 from pullback.models.model import encoded, standard_units, warn_of_collapse
-from pullback.models.rbf import RBFPrecision, bandwidths, kmeans
+from pullback.models.rbf import RBFPrecision
 from pullback.models.rbfvae import FILE, FORMAT, RBFVAE, VERSION, load
 from pullback.models.settings import TrainingSettings
 from pullback.models.vae import COLLAPSED, VAE, warmup_weight
@@ -24,6 +24,7 @@ def train(
     folder: str | Path,
     *,
     settings: TrainingSettings | None = None,
+    vae: VAE | None = None,
     seed: int = 0,
     resume: bool = True,
     progress: bool = False,
@@ -39,6 +40,8 @@ def train(
         dataset: What to train on; its labels are only kept with the codes.
         folder: Gets ``model.safetensors`` and ``model.json``, and while it runs a checkpoint.
         settings: Default: :class:`TrainingSettings`.
+        vae: Encoder and mean that are trained already, such as those of another model (``model.vae``): only the
+            precision is trained, by the settings whose names begin with ``rbf_``, and ``zeta``.
         seed: Of weights, batches, noise and k-means.
         resume: Go on with what the folder holds. False: begin anew and overwrite it.
         progress: Show a bar on the standard error stream.
@@ -60,44 +63,50 @@ def train(
     """
     folder = Path(folder)
     settings = _fitting(settings or TrainingSettings(), dataset)
-    run = {"settings": settings.to_record(), "seed": seed, "dataset": fingerprint(dataset)}
+    given = None if vae is None else _weights_of(vae, settings, dataset)
+    run = {"settings": settings.to_record(), "seed": seed, "dataset": fingerprint(dataset), "vae": given}
     if resume and (folder / FILE).is_file():
         _, record = io.load_tensors(folder / FILE, format=FORMAT, version=VERSION)
         check_same_run(folder, record, run)
         return load(folder)
     if not resume:
         _remove(folder / FILE, folder / CHECKPOINT)
-    state = _Run(dataset.samples, settings, seed)
+    state = _Run(dataset.samples, settings, seed, vae)
     history = fit(
         state.samples,
         state.step,
         modules={"vae": state.vae, "rbf": state.rbf},
         optimizers=state.optimizers,
         generator=state.generator,
-        epochs=settings.epochs + settings.rbf_epochs,
+        epochs=state.vae_epochs + settings.rbf_epochs,
         batch_size=settings.batch_size,
         run=run,
         folder=folder,
         resume=resume,
         progress=progress,
-        advice=f"`learning_rate` (up to epoch {settings.epochs}) or `rbf_learning_rate` (after it)",
+        advice=f"`learning_rate` (up to epoch {state.vae_epochs}) or `rbf_learning_rate` (after it)",
     )
-    stages = {"vae": history[: settings.epochs], "rbf": history[settings.epochs :]}
+    stages = {"vae": history[: state.vae_epochs], "rbf": history[state.vae_epochs :]}
     state.model(dataset).save(folder, {**run, "history": stages, "torch": torch.__version__})
     _remove(folder / CHECKPOINT)
     return load(folder)
 
 
 class _Run:
-    """The two stages as one run of epochs: first encoder and mean, then the precision."""
+    """The two stages as one run of epochs: first encoder and mean, unless these are given, then the precision."""
 
-    def __init__(self, samples: Tensor, settings: TrainingSettings, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+    def __init__(self, samples: Tensor, settings: TrainingSettings, seed: int, given: VAE | None) -> None:
+        self.settings, self.seed, self.given = settings, seed, given
+        self.vae_epochs = settings.epochs if given is None else 0
         self.shift, self.scale = standard_units(samples, settings.output)
         self.samples = (samples - self.shift).div_(self.scale)
         self.generator = Generator().manual_seed(seed)
         data_dim, latent_dim, n_centers = samples.shape[1], settings.latent_dim, settings.rbf_centers
         self.vae = VAE(data_dim, latent_dim, settings.hidden, output=settings.output, generator=self.generator)
+        if given is not None:
+            self.vae.load_state_dict(given.state_dict())
+            if settings.output == "linear":
+                self.vae.in_units_of(-self.shift / self.scale, 1 / self.scale)
         centers = torch.zeros(n_centers, latent_dim, dtype=torch.float64)  # placed when their stage begins
         widths = torch.ones(n_centers, dtype=torch.float64)
         self.rbf = RBFPrecision(centers, widths, data_dim, zeta=settings.zeta)
@@ -112,7 +121,7 @@ class _Run:
 
     def step(self, x: Tensor, epoch: int) -> float:
         """One step of the stage that the epoch is in; returns the loss."""
-        stage = "vae" if epoch < self.settings.epochs else "rbf"
+        stage = "vae" if epoch < self.vae_epochs else "rbf"
         optimizer = self.optimizers[stage]
         if stage == "rbf" and not optimizer.state:  # before the first step of this stage
             self._place_centers()
@@ -139,9 +148,7 @@ class _Run:
         codes = encoded(lambda x: self.vae.encode(x)[0], self.samples).double()
         remedy = f"set output_std below {settings.output_std:g}, or train more epochs"
         warn_of_collapse(codes.std(0, correction=0), COLLAPSED, "about 1", remedy)
-        centers, members = kmeans(codes, settings.rbf_centers, random_state=self.seed)
-        self.rbf.centers.copy_(centers)
-        self.rbf.bandwidths.copy_(bandwidths(codes, members, centers, a=settings.rbf_bandwidth))
+        self.rbf.place(codes, a=settings.rbf_bandwidth, random_state=self.seed)
 
     def model(self, dataset: Dataset) -> RBFVAE:
         """The finished model in the units of the data, with the codes of an even selection of them."""
@@ -149,6 +156,8 @@ class _Run:
         if self.settings.output == "linear":
             self.vae.in_units_of(self.shift.double(), self.scale.double())
             self.rbf.in_units_of(self.scale.double())
+        if self.given is not None:
+            self.vae.load_state_dict(self.given.state_dict())  # not one rounding away from it
         n_codes = min(len(dataset), _MAX_CODES)
         chosen = dataset[torch.arange(n_codes) * len(dataset) // n_codes]
         return RBFVAE(
@@ -159,6 +168,17 @@ class _Run:
             codes=encoded(lambda x: self.vae.encode(x.double())[0], chosen.samples),
             labels=chosen.labels,
         )
+
+
+def _weights_of(vae: VAE, settings: TrainingSettings, dataset: Dataset) -> str:
+    """A checksum of an encoder and mean, after a look whether they are those that settings and data ask for."""
+    wanted = {"data_dim": dataset.samples.shape[1], "latent_dim": settings.latent_dim, "hidden": list(settings.hidden)}
+    wanted["output"] = settings.output
+    if different := [f"{name} {vae.settings[name]}, not {v}" for name, v in wanted.items() if vae.settings[name] != v]:
+        raise ValueError(
+            f"`vae` has {'; '.join(different)}: give one that was trained with these settings on such data"
+        )
+    return sha256(torch.cat([tensor.detach().double().reshape(-1) for tensor in vae.state_dict().values()]))
 
 
 def _remove(*paths: Path) -> None:

@@ -1,0 +1,120 @@
+"""Tables from results: on the terminal, and in README.md between marks, so that no number is typed by hand.
+
+python paper_repro/latent_space_oddity/report.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from context import HERE
+from results import write
+
+Records = Mapping[str, Mapping[str, Any]]
+EXPECTED = HERE / "expected.json"
+_TABLE = ("claim", "the paper", "here", "verdict", "why")
+
+
+def as_text(records: Records) -> str:
+    """Claims, numbers and verdicts for a terminal."""
+    lines = []
+    for name, record in records.items():
+        lines.append(f"\n{record['title']} ({name}, {record['seconds']} s; {_failures(record)})")
+        for claim in record["claims"]:
+            lines.append(f"  {claim['verdict'].upper():<15} {claim['text']}")
+            told = f"paper: {claim['paper']}; here: {claim['ours']}"
+            told += f"; {claim['reason']}" if claim["reason"] else ""
+            lines += textwrap.wrap(told, 118, initial_indent=" " * 18, subsequent_indent=" " * 18)
+        lines += [line for text in record["findings"] for line in textwrap.wrap(f"- {text}", 118, initial_indent="  ")]
+    counts = {}
+    for record in records.values():
+        for claim in record["claims"]:
+            counts[claim["verdict"]] = counts.get(claim["verdict"], 0) + 1
+    return "\n".join([*lines, "", ", ".join(f"{n} {verdict}" for verdict, n in counts.items())])
+
+
+def as_markdown(record: Mapping[str, Any], figure: str) -> str:
+    """A section of README.md: the table of one experiment, what else was found, the picture."""
+    rows = [_TABLE, ("---",) * len(_TABLE)]
+    for claim in record["claims"]:
+        rows.append((claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**", claim["reason"]))
+    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    findings = [f"- {text}" for text in record["findings"]]
+    cost = f"{_failures(record).capitalize()}. {_minutes(record['seconds'])} on one core."
+    picture = [
+        f"![{record['caption']}]({figure})",
+        f"*{record['caption']}* The paper's figure: {record['paper_figure']}",
+    ]
+    parts = ["\n".join(table), "\n".join(findings), cost, *picture]
+    return "\n\n".join(part for part in parts if part)
+
+
+def overview(records: Records) -> str:
+    """The table that a reader sees first: one line a claim."""
+    rows = ["| experiment | claim | the paper | here | verdict |", "|---|---|---|---|---|"]
+    for record in records.values():
+        for claim in record["claims"]:
+            cells = (record["title"], claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**")
+            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    minutes = sum(record["seconds"] for record in records.values()) / 60
+    return "\n".join(rows) + f"\n\nAll experiments together: {minutes:.0f} minutes of one core."
+
+
+def expectation(records: Records, tier: str) -> dict[str, Any]:
+    """What expected.json becomes when these results are frozen; other tiers and experiments stay."""
+    known = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
+    frozen = known.get(tier, {})
+    for name, record in records.items():
+        kept = ("verdict", "value", "tolerance")
+        frozen[name] = {claim["key"]: {field: claim[field] for field in kept} for claim in record["claims"]}
+    return known | {tier: frozen}
+
+
+def changes(records: Records, tier: str) -> list[str]:
+    """A line for each verdict that is not the frozen one, and each number that left its tolerance."""
+    frozen = json.loads(EXPECTED.read_text()).get(tier, {}) if EXPECTED.is_file() else {}
+    lines = []
+    for name, record in records.items():
+        found = {claim["key"]: claim for claim in record["claims"]}
+        for key in sorted({*found, *frozen.get(name, {})}):
+            now, then = found.get(key), frozen.get(name, {}).get(key)
+            if now is None or then is None:
+                lines.append(f"{name}, {key}: {'no longer checked' if now is None else 'not in expected.json'}")
+            elif now["verdict"] != then["verdict"]:
+                lines.append(f"{name}, {key}: expected {then['verdict']}, found {now['verdict']} ({now['ours']})")
+            elif abs(now["value"] - then["value"]) > then["tolerance"]:
+                lines.append(
+                    f"{name}, {key}: expected {then['value']:.4g} +- {then['tolerance']:.2g}, found {now['value']:.4g}"
+                )
+    return lines
+
+
+def _failures(record: Mapping[str, Any]) -> str:
+    return f"{record['failed']} of {record['solved']} solves failed" if record["solved"] else "nothing to solve"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes"
+
+
+def update(readme: Path, folder: Path, order: list[str]) -> None:
+    """Rewrite what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a page."""
+    records = {name: json.loads((folder / f"{name}.json").read_text()) for name in order}
+    text = readme.read_text()
+    for name in re.findall(r"<!-- results: (\w+) -->", text):
+        figure = (folder / f"{name}.png").relative_to(readme.parent).as_posix()
+        body = overview(records) if name == "overview" else as_markdown(records[name], figure)
+        block = f"<!-- results: {name} -->\n{body}\n<!-- end -->"
+        text = re.sub(rf"<!-- results: {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    write(readme, text)
+
+
+if __name__ == "__main__":
+    from run import EXPERIMENTS
+
+    update(HERE / "README.md", HERE / "results" / "full", list(EXPERIMENTS))
