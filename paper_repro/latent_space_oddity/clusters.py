@@ -63,13 +63,13 @@ def box(codes: Tensor, margin: float) -> Tensor:
 
 
 def protocol(ways: Mapping[str, Way], labels: Tensor, chosen: Sequence[Tensor]) -> dict[str, Any]:
-    """Scores in % of every way on every subset: ``{way: {score: [...]}}``, and how many points no center reached."""
+    """Scores in % of every way on every subset, ``{way: {score: [...]}}``; fits, and how many of these lost points."""
     found: dict[str, Any] = {name: {score: [] for score in SCORES} for name in ways}
     lost = 0
     for name, way in ways.items():
         for seed, rows in enumerate(chosen):
             clusters = way(rows, seed)
-            lost += int((clusters < 0).sum())
+            lost += int((clusters < 0).any())
             for score, value in zip(SCORES, scores(clusters, labels[rows].numpy()), strict=True):
                 found[name][score].append(round(100 * value, 3))
     return {"scores": found, "lost": lost, "fits": len(ways) * len(chosen)}

@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -54,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="for results; without it results/TIER beside this file"
     )
     command.add_argument("--cache", type=Path, metavar="FOLDER", default=HERE / "cache", help="for models and parts")
-    command.add_argument("--workers", type=int, metavar="N", default=None, help="experiments at once; without it 2")
+    command.add_argument("--workers", type=int, metavar="N", default=2, help="experiments at once (%(default)s)")
     command.add_argument("--freeze", action="store_true", help="write the verdicts found to expected.json")
     return command
 
@@ -88,14 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(names: list[str], settings: dict[str, dict[str, Any]], out: Path, options: argparse.Namespace) -> list[str]:
     """Run experiments in processes of their own; returns a line for each that failed. Finished ones stay."""
-    workers = min(options.workers or 2, len(names))
-    if workers < 1:
+    if not names:
         return []
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    workers = min(options.workers, len(names))
     spawn = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     failed = []
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        running = {pool.submit(perform, name, settings[name], out, options.cache, threads): name for name in names}
+        running = {pool.submit(perform, name, settings[name], out, options.cache): name for name in names}
         try:
             for future in as_completed(running):
                 error = future.exception()
@@ -108,7 +106,7 @@ def _run(names: list[str], settings: dict[str, dict[str, Any]], out: Path, optio
     return failed
 
 
-def perform(name: str, settings: dict[str, Any], out: Path, cache: Path, threads: int) -> None:
+def perform(name: str, settings: dict[str, Any], out: Path, cache: Path) -> None:
     """Run one experiment and write its record and its figure."""
     import matplotlib as mpl
     import torch
@@ -116,7 +114,7 @@ def perform(name: str, settings: dict[str, Any], out: Path, cache: Path, threads
     import pullback
 
     mpl.use("Agg")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # models are small: more threads wait for each other
     context = Context(name, settings, cache)
     begin = time.monotonic()
     result = importlib.import_module(name).run(context)
