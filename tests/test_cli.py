@@ -606,13 +606,6 @@ def test_the_demo_pairs_alternate_between_two_classes_and_one():
     assert bool((pairs[:, 0] != pairs[:, 1]).all())
 
 
-def test_a_straight_line_at_constant_speed_has_equal_steps_of_length():
-    metric = Pullback(lambda z: z.exp())
-    line = demo.constant_speed(metric, torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
-    steps = metric.features(line(torch.linspace(0, 1, 9, dtype=torch.float64))).diff(dim=0).norm(dim=-1)
-    assert torch.allclose(steps, steps.mean(), rtol=1e-3)
-
-
 def test_the_demo_gives_the_threads_back(tmp_path, monkeypatch):
     during = []
     monkeypatch.setattr(demo, "pairs_of_classes", lambda *_: during.append(torch.get_num_threads()) or 1 / 0)

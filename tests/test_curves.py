@@ -328,6 +328,39 @@ def test_running_through_a_curve_otherwise_changes_its_energy_but_not_its_length
 
 @given(seed=seeds)
 @few
+def test_at_constant_speed_equal_steps_of_t_are_equal_steps_of_length(seed):
+    metric = Pullback(mlp())
+    curve = Curve(torch.arange(4, dtype=F64)[:, None] + 0.2 * randn(2, 3, 4, 2, seed=seed).tanh())  # it never rests
+    even = pb.constant_speed(metric, curve, n_segments=1024)
+    t = torch.linspace(0.01, 0.99, 50, dtype=F64)
+    points, velocities = even(t), even.velocity(t)
+    speed = metric.norm(points, velocities)
+    assert torch.allclose(speed, pb.length(metric, curve)[..., None].expand_as(speed), rtol=1e-2)
+    assert torch.allclose(pb.length(metric, even), pb.length(metric, curve), rtol=1e-4)
+    assert torch.equal(even.nodes[..., [0, -1], :], curve.nodes[..., [0, -1], :])
+
+
+def test_a_line_at_constant_speed_follows_the_arc_length_in_closed_form():
+    # of the half plane, from y = 1 to y = e: the length up to y is log y
+    line = Curve(torch.stack((torch.zeros(9, dtype=F64), torch.linspace(1, math.e, 9, dtype=F64)), -1))
+    t = linspace(11)
+    even = pb.constant_speed(HalfPlane(), line, n_segments=512)
+    assert torch.allclose(even(t)[..., 1], t.exp(), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_at_constant_speed_a_curve_may_have_any_number_of_segments(n):
+    line = pb.constant_speed(Pullback(nn.Identity()), Curve.straight(torch.zeros(2), torch.ones(2)), n_segments=n)
+    assert torch.allclose(line.nodes, torch.linspace(0, 1, n + 1)[:, None].expand(-1, 2))
+
+
+def test_a_curve_without_length_has_no_speed_to_make_constant():
+    rest = Curve(torch.ones(5, 2, dtype=F64))
+    assert torch.equal(pb.constant_speed(sphere, rest, n_segments=4).nodes, rest.nodes)
+
+
+@given(seed=seeds)
+@few
 def test_lengths_add_up_when_curves_are_joined(seed):
     metric, curve, t = Pullback(mlp()), Curve(randn(5, 2, seed=seed)), linspace(129)
     parts = [Curve(curve(0.3 * t)), Curve(curve(0.3 + 0.7 * t))]

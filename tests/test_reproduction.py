@@ -58,9 +58,14 @@ def oddity(monkeypatch, tmp_path):
             rbf_epochs = 2
             [fake]
             pairs = 10
+            shares = ["film"]
             [fake.full]
             pairs = 20
             seeds = [5]
+            [film]
+            side = 28
+            [film.smoke]
+            side = 8
         """)
     )
     monkeypatch.setattr(modules.context, "HERE", tmp_path)
@@ -96,7 +101,13 @@ def test_a_run_writes_its_record_and_figure_and_a_second_one_computes_nothing(od
     assert oddity.run.main(["--only", "fake", *command(tmp_path, "--freeze")]) == 0
     record = json.loads((tmp_path / "out" / "fake.json").read_text())
     assert record["claims"][0]["verdict"] == "reproduced"
-    assert record["settings"] == {"tier": "smoke", "seeds": [3], "model": record["settings"]["model"], "pairs": 10}
+    assert record["settings"] == {
+        "tier": "smoke",
+        "seeds": [3],
+        "model": record["settings"]["model"],
+        "pairs": 10,
+        "film": {"side": 8},
+    }
     assert (tmp_path / "out" / "fake.png").stat().st_size > 1000
     assert "REPRODUCED      one is one" in capfd.readouterr().out
     assert oddity.run.main(["--only", "fake", *command(tmp_path)]) == 0
@@ -171,6 +182,7 @@ def test_settings_of_a_tier_replace_the_common_ones(oddity):
     full, smoke = (oddity.context.settings_of("fake", tier) for tier in ("full", "smoke"))
     assert (full["pairs"], full["seeds"], full["model"]) == (20, [5], {"epochs": 4})
     assert (smoke["pairs"], smoke["seeds"], smoke["model"]["epochs"]) == (10, [3], 2)
+    assert (full["film"], smoke["film"]) == ({"side": 28}, {"side": 8})
     assert oddity.context.settings_of("other", "full", [100])["seeds"] == [100]
 
 

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Curve": "curves",
+    "constant_speed": "curves",
     "energy": "curves",
     "length": "curves",
     "Ensemble": "decoders",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from pullback._checks import RankWarning as RankWarning
     from pullback._checks import StatisticsWarning as StatisticsWarning
     from pullback.curves import Curve as Curve
+    from pullback.curves import constant_speed as constant_speed
     from pullback.curves import energy as energy
     from pullback.curves import length as length
     from pullback.decoders import Ensemble as Ensemble

@@ -387,6 +387,24 @@ def off_the_table(z: Tensor, outside: Tensor, bounds: Tensor) -> NotFiniteError:
     )
 
 
+def singular_nodes(n_singular: int, n: int) -> str:
+    """The warning of a metric that is singular at some of n nodes of curves."""
+    return (
+        f"the metric is singular at {n_singular} of {n} sampled points: the decoder does not change in some latent "
+        "direction, so that lengths in it are zero and geodesics are not unique. A dead latent dimension? Leave it out."
+    )
+
+
+def singular_table(n_singular: int, n: int) -> str:
+    """The same of a table, which was made of regular matrices."""
+    return (
+        f"the table is singular at {n_singular} of {n} sampled points, between points of its grid where the metric is "
+        "regular: it changes too fast there for the grid, as in a wall around the data. What lengths say there is not "
+        "to be believed: give Tabulated more `resolution` or smaller `bounds`, or take the metric itself; "
+        "table.error_at(points) tells how far it is off."
+    )
+
+
 def not_tabulated(z: Tensor, kind: str) -> NotFiniteError:
     """The error for a metric that has no Cholesky factor at a point z (d,)."""
     return NotFiniteError(

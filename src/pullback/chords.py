@@ -37,6 +37,21 @@ def chord_length(single: Tensor, double: Tensor) -> Scalars:
     return (4 * root(single).sum(-1) - root(double).sum(-1)) / 3
 
 
+def even_parameters(single: Tensor, n: int) -> Tensor:
+    """Parameters (B, n - 1) that cut curves into n parts of equal length, from squared chords (B, T) at equal steps.
+
+    Where a curve has no length, or none that is finite, these are equal steps.
+    """
+    n_samples = single.shape[1]
+    length = torch.nn.functional.pad(single.sqrt().cumsum(1), (1, 0))
+    share = length / length[:, -1:].clamp_min(torch.finfo(length.dtype).tiny)
+    wanted = torch.arange(1, n, dtype=single.dtype, device=single.device).div(n).expand(len(single), -1).contiguous()
+    right = torch.searchsorted(share, wanted).clamp(1, n_samples)
+    low, high = share.gather(1, right - 1), share.gather(1, right)
+    t = (right - 1 + (wanted - low) / (high - low).clamp_min(torch.finfo(single.dtype).tiny)) / n_samples
+    return torch.where((length[:, -1:] > 0) & torch.isfinite(length[:, -1:]), t, wanted).clamp(0, 1)
+
+
 def squared_chords(x: Features) -> tuple[Tensor, Tensor]:
     """|x_{i+1} - x_i|^2 (..., T) and |x_{2i+2} - x_{2i}|^2 (..., T // 2) of nodes x (..., T + 1, D)."""
     return _SquaredChords.apply(x)  # pyright: ignore[reportReturnType]

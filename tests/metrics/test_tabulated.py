@@ -128,3 +128,21 @@ def test_unfit_arguments_are_named(bounds, resolution, text):
 def test_what_is_no_metric_is_refused():
     with pytest.raises(TypeError, match="`metric` is a Identity"):
         pb.Tabulated(nn.Identity(), box(2))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_its_derivatives_in_closed_form_are_those_of_its_matrix(d):
+    def surface(z):
+        return torch.cat((z, z.square().sum(-1, keepdim=True).sin(), z[:, :1].exp() * z[:, -1:]), -1)
+
+    table = pb.Tabulated(pb.Pullback(surface), torch.tensor([[-1.0, 1.0]] * d, dtype=torch.float64), 21)
+    z = 1.6 * torch.rand(6, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.8
+    g, slopes, bends = table.jet(z)
+    for i in range(len(z)):
+        once = torch.func.jacrev(table.matrix)(z[i]).permute(2, 0, 1)
+        twice = torch.autograd.functional.jacobian(
+            lambda z: torch.autograd.functional.jacobian(table.matrix, z, create_graph=True), z[i]
+        ).permute(2, 3, 0, 1)
+        torch.testing.assert_close(g[i], table.matrix(z[i]))
+        torch.testing.assert_close(slopes[i], once, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(bends[i], twice, rtol=1e-8, atol=1e-8)

@@ -193,6 +193,17 @@ def test_identical_points_make_one_cluster(make):
             make(FLAT, 2, random_state=0).fit(codes)
 
 
+@pytest.mark.parametrize("make", [pb.KMeans, pb.KMedoids])
+def test_a_cluster_of_identical_points_is_one_like_any(make):
+    codes = torch.cat((torch.full((8, 2), 0.5, dtype=F64), randn(12, 2) + 9))
+    found = make(FLAT, 2, n_init=2, random_state=0).fit(codes)
+    assert same(found.labels_, torch.arange(20) >= 8)
+    rest = found.labels_ == found.labels_[-1]
+    far = found.transform(codes)[rest].amin(1)
+    assert found.inertia_ == pytest.approx(float((far.square() if make is pb.KMeans else far).sum()), rel=1e-6)
+    assert float(found.transform(codes[:1]).amin()) == 0
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -32,7 +32,8 @@ def estimators():
     ]
 
 
-# Checks of scikit-learn's that ask for what is not wanted here, and why.
+# Checks of scikit-learn's that ask for what is not wanted here, and why: so far none. Its checks of LAND are in
+# test_land.py; means, walks and principal geodesics are functions.
 EXCEPTIONS: dict[str, str] = {}
 
 
@@ -97,6 +98,22 @@ def test_the_same_state_gives_the_same_result_and_the_data_stay(estimator):
 def test_an_estimator_that_is_not_fitted_says_so(estimator):
     with pytest.raises(NotFittedError):
         clone(estimator).predict(randn(3, 2))
+
+
+def test_bars_are_shown_where_they_are_asked_for_and_only_there(capfd):
+    flat, codes = pb.Pullback(pb.surfaces.Plane()), torch.cat((randn(12, 2), randn(12, 2, seed=1) + 9))
+    land = {"n_samples": 10, "max_iter": 3, "tol": 1e3, "random_state": 0}
+    for quiet in (True, False):
+        shown = {"progress": not quiet}
+        for estimator in estimators():
+            clone(estimator).set_params(**shown).fit(codes)
+        pb.LAND(flat, 1, **land, **shown).fit(codes)
+        pb.frechet_mean(flat, codes, **shown)
+        pb.random_walk(flat, codes, 3, 0.1, **shown)
+        told = capfd.readouterr().err
+        assert (told == "") is quiet
+        if not quiet:
+            assert all(word in told for word in ("restarts", "LAND", "mean of 24 codes", "walks"))
 
 
 def test_generators_come_from_what_scikit_learn_takes():

@@ -350,6 +350,15 @@ def test_a_component_that_collapses_is_begun_anew_and_that_is_told():
     assert land.weights_.min() > 0.01
 
 
+def test_a_component_of_identical_points_keeps_the_least_variance_that_is_allowed():
+    x = torch.cat((torch.full((12, 2), 20.0, dtype=F64), blobs(12)))
+    settings = {"init": x[[0, 12]], "random_state": 0, "n_samples": 20, "max_iter": 20, "reg_covar": 1e-4}
+    land = pb.LAND(pb.Pullback(pb.surfaces.Plane()), 2, **settings).fit(x)
+    assert torch.isfinite(land.covariances_).all()
+    assert 0 < float(land.covariances_[0].trace()) < 1e-2 * float(land.covariances_[1].trace())
+    assert land.predict(x).tolist() == [0] * 12 + [1] * (len(x) - 12)
+
+
 @pytest.mark.parametrize(
     ("settings", "x", "message"),
     [

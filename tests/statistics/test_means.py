@@ -201,6 +201,22 @@ def test_a_step_off_a_table_is_made_shorter():
     torch.testing.assert_close(mean, (3 * codes).exp().mean(0).log() / 3, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::pullback.GeodesicWarning", "ignore::pullback.GraphWarning")
+def test_a_table_that_cannot_resolve_a_wall_is_named_where_its_metric_is_singular():
+    class Wall(pb.Metric):
+        def matrix(self, z):
+            jump = (24 * torch.sigmoid(400 * (z[..., 0] - 0.52))).exp()
+            return torch.diag_embed(torch.stack((1 / jump, jump), -1))
+
+        def inner(self, z, u, v):
+            return torch.einsum("...i,...ij,...j->...", u, self.matrix(z), v)
+
+    table = pb.Tabulated(Wall(), torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=F64), 9)
+    codes = torch.tensor([[0.1, 0.1], [0.95, 0.9], [0.6, 0.5]], dtype=F64)
+    with pytest.warns(pb.RankWarning, match="the table is singular .* more `resolution` or smaller `bounds`"):
+        pb.frechet_mean(table, codes)
+
+
 def test_one_point_and_identical_points_are_their_own_mean():
     for n in (1, 4):
         codes = torch.full((n, 2), 0.3, dtype=F64)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from pullback import io, models, plot
 from pullback.commands.geodesic import as_arrays, solution
 from pullback.commands.outputs import check_writable, csv_text, save_figure, table_text
-from pullback.curves import Curve
+from pullback.curves import Curve, constant_speed
 from pullback.geodesics import Solution
 from pullback.metrics import Metric, Pullback
 from pullback.models import RBFVAE
@@ -112,18 +112,8 @@ def _strips(metric: Metric, model: RBFVAE, path: Solution, columns: dict[str, li
     curves = {}
     for i in order.tolist():
         what = f"pair {i}, {columns['start_class'][i]} to {columns['end_class'][i]}"
-        curves[f"{what}: straight"] = constant_speed(metric, nodes[i, 0], nodes[i, -1])
+        curves[f"{what}: straight"] = constant_speed(metric, Curve.straight(nodes[i, 0], nodes[i, -1]))
         curves[f"{what}: geodesic"] = Curve(nodes[i])
     figure = Figure(figsize=(9, 0.62 * len(curves) + 0.6), layout="constrained")
     plot.interpolation(model.decoder.mean, curves, shape=model.sample_shape, ax=figure.subplots())
     return figure
-
-
-def constant_speed(metric: Metric, start: Tensor, end: Tensor, n_segments: int = 256) -> Curve:
-    """The straight line (d,) to (d,), run through at constant speed in the metric."""
-    nodes = Curve.straight(start, end, n_segments).nodes
-    steps = metric.squared_chords(metric.features(nodes))[0].sqrt()  # (T,)
-    passed = torch.cat([steps.new_zeros(1), steps.cumsum(0)])  # length up to each node
-    even = torch.linspace(0, 1, n_segments + 1, dtype=nodes.dtype, device=nodes.device)
-    t = np.interp((even * passed[-1]).cpu(), passed.cpu(), even.cpu())
-    return Curve(start + torch.from_numpy(t).to(nodes)[:, None] * (end - start))

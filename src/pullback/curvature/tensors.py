@@ -16,7 +16,7 @@ from pullback._batching import differentiated, map_points
 from pullback.autodiff import Parts, jet
 from pullback.curvature import errors
 from pullback.curvature.immersion import Immersion, Pairs, axes, gram_frame, immersion, normal, tangent_basis
-from pullback.metrics import Metric
+from pullback.metrics import Metric, Tabulated
 from pullback.types import Matrices, Points
 
 
@@ -111,6 +111,8 @@ def _gauss(bends: Tensor, d: int) -> Tensor:
 
 def _matrix_jet(metric: Metric, z: Tensor, *, second: bool = True) -> tuple[Matrices, Tensor, Tensor]:
     """G (n, d, d) at points (n, d), d_k G (n, k, d, d), and d_k d_l G (n, k, l, d, d)."""
+    if isinstance(metric, Tabulated):  # in closed form
+        return metric.jet(z)
     d = z.shape[-1]
     rows, columns = torch.triu_indices(d, d, device="cpu")
     g = metric.matrix(z)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pullback.chords import chord_energy, chord_length
+from pullback.chords import chord_energy, chord_length, even_parameters
 from pullback.curves import Curve
 from pullback.geodesics.blocktridiagonal import Factor, factor
 from pullback.metrics import Metric
@@ -85,15 +85,8 @@ class DiscreteEnergy:
         Relaxation is slow to slide nodes along a curve, and every evaluation of a gradient costs three of these.
         """
         z = curves.resample(n_samples).nodes[:, 1:-1]
-        parts = [(single.sqrt().cumsum(1), chord_length(single, double)) for single, double in self._chords(z)]
-        chords, whole = (torch.cat(values) for values in zip(*parts, strict=True))
-        length = torch.nn.functional.pad(chords, (1, 0))
-        share = length / length[:, -1:].clamp_min(torch.finfo(length.dtype).tiny)
-        wanted = torch.arange(1, n, dtype=z.dtype, device=z.device).div(n).expand(len(z), -1).contiguous()
-        right = torch.searchsorted(share, wanted).clamp(1, n_samples)
-        low, high = share.gather(1, right - 1), share.gather(1, right)
-        t = (right - 1 + (wanted - low) / (high - low).clamp_min(torch.finfo(z.dtype).tiny)) / n_samples
-        t = torch.where((length[:, -1:] > 0) & torch.isfinite(length[:, -1:]), t, wanted).clamp(0, 1)
+        parts = [(even_parameters(single, n), chord_length(single, double)) for single, double in self._chords(z)]
+        t, whole = (torch.cat(values) for values in zip(*parts, strict=True))
         return Curve(self.nodes(curves(t))), whole
 
     def _chords(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

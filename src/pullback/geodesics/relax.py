@@ -14,7 +14,7 @@ from pullback.curves import Curve
 from pullback.geodesics.energy import DiscreteEnergy, Grams
 from pullback.geodesics.solution import Solution, Status
 from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize, noise
-from pullback.metrics import Metric
+from pullback.metrics import Metric, Tabulated
 
 _LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
 _SADDLE = 0.05  # stiffness, as a share of the Gauss-Newton model's, that counts as none; negative, as a saddle
@@ -90,7 +90,7 @@ class Relax(GeodesicSolver):
                 if grams is None:
                     grams = self._grams(energy, z)
                     record.evaluations[rows] += self._gram_cost(metric, z)
-                    _warn_of_rank(grams.same)
+                    _warn_of_rank(metric, grams.same)
                 elif len(again):
                     grams = grams.put(again, self._grams(energy.select(again), z[again]))
                     record.evaluations[rows[again]] += self._gram_cost(metric, z)
@@ -144,21 +144,16 @@ class Relax(GeodesicSolver):
         return metric.gram_cost(z.shape[2]) * (1 if z.shape[2] >= _MANY_DIMENSIONS else self.first_segments - 1)
 
 
-def _warn_of_rank(g: Tensor) -> None:
+def _warn_of_rank(metric: Metric, g: Tensor) -> None:
     """Warn when G (..., d, d) is singular to working precision at some nodes."""
     g = g[torch.isfinite(g).flatten(-2).all(-1)]
     if not len(g):
         return
     eigenvalues = torch.linalg.eigvalsh(g)
-    singular = eigenvalues[:, 0] <= g.shape[-1] * torch.finfo(g.dtype).eps * eigenvalues[:, -1]
-    if singular.any():
-        warnings.warn(
-            f"the metric is singular at {int(singular.sum())} of {len(g)} sampled points: the decoder does not change "
-            "in some latent direction, so that lengths in it are zero and geodesics are not unique. A dead latent "
-            "dimension? Leave it out.",
-            _checks.RankWarning,
-            stacklevel=9,
-        )
+    singular = int((eigenvalues[:, 0] <= g.shape[-1] * torch.finfo(g.dtype).eps * eigenvalues[:, -1]).sum())
+    if singular:
+        told = _checks.singular_table if isinstance(metric, Tabulated) else _checks.singular_nodes
+        warnings.warn(told(singular, len(g)), _checks.RankWarning, stacklevel=9)
 
 
 class _Record:

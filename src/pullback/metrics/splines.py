@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -65,13 +66,23 @@ class GridSpline(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Values (n, m) at points (n, d)."""
         cell, t = self._locate(z)
-        return self._combine(cell, self._weights(t)[:, None])[:, 0]
+        return self._combine(cell, self._weights(t, [[0] * z.shape[1]]))[:, 0]
 
     def value_and_slopes(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values (n, m) at points (n, d), and their derivatives (n, d, m) by each coordinate."""
         cell, t = self._locate(z)
-        found = self._combine(cell, self._weights(t, slopes=True))
+        found = self._combine(cell, self._weights(t, _orders(z.shape[1])))
         return found[:, 0], found[:, 1:]
+
+    def jet(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (n, m) at points (n, d), and their first (n, d, m) and second derivatives (n, d, d, m)."""
+        cell, t = self._locate(z)
+        d = z.shape[1]
+        rows, columns = torch.triu_indices(d, d, device="cpu")
+        found = self._combine(cell, self._weights(t, _orders(d, second=True)))
+        places = torch.empty(d, d, dtype=torch.long, device="cpu")
+        places[rows, columns] = places[columns, rows] = torch.arange(1 + d, found.shape[1], device="cpu")
+        return found[:, 0], found[:, 1 : 1 + d], found[:, places]
 
     def _locate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The first coefficient (n,) of the cell that points are in, and where they are in it: (n, d), from 0 to 1."""
@@ -79,28 +90,33 @@ class GridSpline(nn.Module):
         cell = torch.minimum(place.detach().floor().nan_to_num().clamp_min(0), self.last).long()
         return (cell * self.strides).sum(1), place - cell
 
-    def _weights(self, t: Tensor, *, slopes: bool = False) -> Tensor:
-        """Products of B-splines (n, 4^d), and with slopes (n, 1 + d, 4^d): before them those of the derivatives."""
-        d = t.shape[1]
-        one = torch.ones_like(t)
-        values = torch.stack((one, t, t * t, t * t * t), -1) @ self.basis  # (n, d, 4)
-        if not slopes:
-            product = values[:, 0]
-            for k in range(1, d):
-                product = (product[:, :, None] * values[:, k, None]).flatten(1)
-            return product
-        zero = torch.zeros_like(t)
-        turned = (torch.stack((zero, one, 2 * t, 3 * t * t), -1) @ self.basis) / self.steps[:, None]
-        product = one[:, :1, None].expand(-1, 1 + d, 1)
-        for k in range(d):
-            rows = [turned[:, k] if row == k + 1 else values[:, k] for row in range(1 + d)]
-            product = (product[..., None] * torch.stack(rows, 1)[:, :, None]).flatten(2)
+    def _weights(self, t: Tensor, orders: list[list[int]]) -> Tensor:
+        """Products of B-splines (n, k, 4^d), differentiated in k ways: how often by each of the d coordinates."""
+        one, zero = torch.ones_like(t), torch.zeros_like(t)
+        powers = [(one, t, t * t, t * t * t)]
+        if len(orders) > 1:
+            powers += [(zero, one, 2 * t, 3 * t * t), (zero, zero, 2 * one, 6 * t)]
+        steps = self.steps[:, None]
+        highest = max(max(order) for order in orders)
+        tables = [torch.stack(powers[i], -1) @ self.basis / steps**i for i in range(highest + 1)]  # (n, d, 4) each
+        product = torch.stack([tables[order[0]][:, 0] for order in orders], 1)
+        for axis in range(1, t.shape[1]):
+            rows = torch.stack([tables[order[axis]][:, axis] for order in orders], 1)
+            product = (product[..., None] * rows[:, :, None]).flatten(2)
         return product
 
     def _combine(self, cell: Tensor, weights: Tensor) -> Tensor:
         """Sums (n, k, m) of the coefficients of cells (n,) by weights (n, k, 4^d)."""
         near = self.coefficients.index_select(0, (cell[:, None] + self.offsets).reshape(-1))
         return weights @ near.reshape(len(cell), len(self.offsets), self.coefficients.shape[1])
+
+
+@functools.lru_cache(maxsize=8)
+def _orders(d: int, *, second: bool = False) -> list[list[int]]:
+    """How often to differentiate by each of d coordinates: not at all, once by each, and once by each pair of them."""
+    axes = np.eye(d, dtype=int)
+    pairs = [axes[i] + axes[j] for i in range(d) for j in range(i, d)] if second else []
+    return [[0] * d, *axes.tolist(), *(pair.tolist() for pair in pairs)]
 
 
 def _coefficients(values: NDArray[np.float64]) -> NDArray[np.float64]:

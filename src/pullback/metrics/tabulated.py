@@ -180,6 +180,25 @@ class Tabulated(Metric):
     def christoffel_cost(self, d: int) -> int:
         return 1 + d
 
+    def jet(self, z: Points) -> tuple[Matrices, Tensor, Tensor]:
+        """G (n, d, d) at points (n, d), and its derivatives: d_k G (n, k, d, d) and d_k d_l G (n, k, l, d, d).
+
+        In closed form, for curvature.
+        """
+        z = self._within(z)
+        y, slopes, bends = self.spline.jet(z)
+        d = z.shape[-1]
+        lower = _lower(y)
+        g = _matrix(lower)
+        once, twice = _lower_slopes(lower, slopes), _lower(bends)
+        for i in range(d):
+            by = slopes[..., i]
+            twice[i][i] = (bends[..., i] + by[:, :, None] * by[:, None]) * lower[i][i][:, None, None]
+        half = _product(once, _unsqueezed(lower, 1))
+        across = _product(_unsqueezed(once, 2), _unsqueezed(once, 1))
+        bent = _product(twice, _unsqueezed(_unsqueezed(lower, 1), 1)) + across
+        return g, half + half.mT, bent + bent.mT
+
     def features(self, z: Points) -> Features:
         """The points themselves, NaN outside of the bounds."""
         z = _checks.points(z, finite=False)
@@ -203,7 +222,7 @@ class Tabulated(Metric):
         if n % 2:
             step, (weights, places) = x[..., -1:, :] - x[..., -2:-1, :], _gauss(self._per_segment(n))
             along = x[..., -2:-1, :] + x.new_tensor(places)[:, None] * step
-            last = self._squares(along, step.expand_as(along)) @ x.new_tensor(weights)
+            last = self._squares(along, step.expand_as(along))[0] @ x.new_tensor(weights)
             single = torch.cat((single, last[..., None]), -1)
         return single, double
 
@@ -262,13 +281,8 @@ class Tabulated(Metric):
         """G (n, d, d) at points (n, d) and its derivatives (n, d, d, d), by the coordinate of the second axis."""
         y, slopes = self.spline.value_and_slopes(z)
         lower = _lower(y)
-        g = _matrix(lower)
-        d = len(lower)
-        turned = _lower(slopes)  # as if exponentials were to be taken of derivatives, too
-        for i in range(d):
-            turned[i][i] = slopes[..., i] * lower[i][i][:, None]
-        half = _product(turned, [[entry[:, None] for entry in row] for row in lower])
-        return g, half + half.mT
+        half = _product(_lower_slopes(lower, slopes), _unsqueezed(lower, 1))
+        return _matrix(lower), half + half.mT
 
     def _across(self, z: Tensor, g: Tensor, k: int) -> Tensor:
         """J_i' J_{i+k} of nodes z (..., n, d) with matrices g."""
@@ -300,14 +314,16 @@ class Tabulated(Metric):
         bend = elements[..., 0] - 2 * elements[..., 1] + elements[..., 2]
         off = x.new_tensor(_gauss(self._per_segment(n))[1]).repeat(2) - 0.5  # from the middle of the segment
         bends = off[:, None] * bend[..., None, :]
-        means = [(self._squares(places, v) * weights).unflatten(-1, (2, -1)).sum(-1) for v in (speeds, bends)]
-        return means[0], means[1]
+        squares = self._squares(places, speeds, bends)
+        speed, bent = ((square * weights).unflatten(-1, (2, -1)).sum(-1) for square in squares)
+        return speed, bent
 
-    def _squares(self, z: Tensor, v: Tensor) -> Tensor:
-        """v'G(z)v (...) at points (..., d), NaN outside of the bounds."""
-        flat = z.reshape(-1, z.shape[-1])
-        square = _total(u * u for u in _pushed(_lower(self.spline(flat)), v.reshape(flat.shape)))
-        return torch.where(self.spline.inside(z), square.reshape(z.shape[:-1]), torch.nan)
+    def _squares(self, z: Tensor, *vectors: Tensor) -> list[Tensor]:
+        """v'G(z)v (...) of each of some vectors v (..., d) at points (..., d), NaN outside of the bounds."""
+        flat, inside = z.reshape(-1, z.shape[-1]), self.spline.inside(z)
+        lower = _lower(self.spline(flat))
+        squares = (_total(u * u for u in _pushed(lower, v.reshape(flat.shape))) for v in vectors)
+        return [torch.where(inside, square.reshape(z.shape[:-1]), torch.nan) for square in squares]
 
     def _squares_and_slopes(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """v'G(z)v (...) at points (..., d), NaN outside of the bounds, and its derivatives (..., d) by z and v."""
@@ -330,6 +346,18 @@ def _lower(y: Tensor) -> list[list[Tensor]]:
     entries = iter(y.unbind(-1)[d:])
     diagonal = y[..., :d].exp().unbind(-1)
     return [[*(next(entries) for _ in range(i)), diagonal[i]] for i in range(d)]
+
+
+def _lower_slopes(lower: list[list[Tensor]], slopes: Tensor) -> list[list[Tensor]]:
+    """The derivatives (n, k) of the entries of Cholesky factors from those of log-Cholesky coordinates (n, k, m)."""
+    turned = _lower(slopes)  # as if exponentials were to be taken of derivatives, too
+    for i in range(len(lower)):
+        turned[i][i] = slopes[..., i] * lower[i][i][:, None]
+    return turned
+
+
+def _unsqueezed(lower: list[list[Tensor]], dim: int) -> list[list[Tensor]]:
+    return [[entry.unsqueeze(dim) for entry in row] for row in lower]
 
 
 def _pushed(lower: list[list[Tensor]], v: Tensor) -> list[Tensor]:

@@ -28,6 +28,7 @@ _FAR = 0.05  # standard deviations that a mean may move before its normalizer is
 _NEAR = 0.01  # and before the logarithms of points are
 _FEW = 0.5  # of the draws have to count
 _PRECISE = 1e-6  # of the geodesics on which means move
+_SHORT = 1e-3  # standard deviations; a shorter way needs no integrator
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,9 @@ def second_moments(u: Tensor, share: Tensor) -> Matrices:
 def move(metric: Metric, mixture: Mixture, way: Tensor, far: Tensor, settings: Settings) -> tuple[Mixture, Motion]:
     """The means moved along tangents with components `way` (K, d); covariances and casts are carried along."""
     v = mixture.frames.tangents(way[:, None])[:, 0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", _checks.GeodesicWarning)
-        arrival = exp(metric, mixture.means, v, tol=_PRECISE, n_segments=1)
-    arrived = arrival.converged
-    means = torch.where(arrived[:, None], arrival.end, mixture.means)
+    end = _shifted(metric, mixture.means, v, far)
+    arrived = torch.isfinite(end).all(-1)
+    means = torch.where(arrived[:, None], end, mixture.means)
     frames = Frames.at(metric, means, settings.frame)
     if settings.frame == "orthonormal":
         turn = _turn(metric, mixture, frames, torch.where(arrived[:, None], v, 0))
@@ -230,6 +229,20 @@ def move(metric: Metric, mixture: Mixture, way: Tensor, far: Tensor, settings: S
     )
     stale = (mixture.strayed > _FAR) | (mixture.normalizer.share < _FEW)
     return renew(metric, mixture, stale.nonzero().reshape(-1), settings), motion
+
+
+def _shifted(metric: Metric, z: Points, v: Tensor, far: Tensor) -> Points:
+    """Where geodesics from z with velocities v (K, d) end, NaN where they do not; v is `far` (K,) deviations long.
+
+    A step that is hardly any way is one along a geodesic to second order: what is left is its third power.
+    """
+    end = z + v - 0.5 * metric.christoffel(z, v, v).detach()
+    long = far > _SHORT
+    if long.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", _checks.GeodesicWarning)
+            end[long] = exp(metric, z[long], v[long], tol=_PRECISE, n_segments=1).end
+    return end
 
 
 def renew(metric: Metric, mixture: Mixture, rows: Tensor, settings: Settings) -> Mixture:

@@ -165,7 +165,7 @@ def random_walk(
 @overload
 def brownian_motion(
     metric: Metric, start: Points, n_steps: int, time: float, *, scheme: Literal["geodesic", "metropolis"] = "geodesic",
-    generator: Generator | None = None, domain: DomainLike = None, max_bend: float = 0.25, max_substeps: int = 200,
+    generator: Generator | None = None, domain: DomainLike = None, max_bend: float = 0.25, max_substeps: int = 2_000,
     full: Literal[False] = False, progress: bool = False,
 ) -> Nodes: ...  # fmt: skip
 
@@ -173,7 +173,7 @@ def brownian_motion(
 @overload
 def brownian_motion(
     metric: Metric, start: Points, n_steps: int, time: float, *, scheme: Literal["geodesic", "metropolis"] = "geodesic",
-    generator: Generator | None = None, domain: DomainLike = None, max_bend: float = 0.25, max_substeps: int = 200,
+    generator: Generator | None = None, domain: DomainLike = None, max_bend: float = 0.25, max_substeps: int = 2_000,
     full: Literal[True], progress: bool = False,
 ) -> Walk: ...  # fmt: skip
 
@@ -188,7 +188,7 @@ def brownian_motion(
     generator: Generator | None = None,
     domain: DomainLike = None,
     max_bend: float = 0.25,
-    max_substeps: int = 200,
+    max_substeps: int = 2_000,
     full: bool = False,
     progress: bool = False,
 ) -> Nodes | Walk:
@@ -224,7 +224,8 @@ def brownian_motion(
             (n, d) that is True (n,) inside: steps that would leave are then not made (weak order one half).
         max_bend: For "geodesic", how long the last term above may be, relative to v in the mean, before steps are
             subdivided; inf: never.
-        max_substeps: In one step; a walk that would need more ends there.
+        max_substeps: In one step; a walk that would need more ends there. Inside of a steep wall a step may take
+            thousands.
         full: Return a :class:`Walk`, which also tells how each ended and what it took.
         progress: Whether to show a bar.
 
