@@ -28,7 +28,7 @@ TIERS = ("smoke", "full")
 def settings_of(experiment: str, tier: str, seeds: Sequence[int] | None = None) -> dict[str, Any]:
     """The settings of an experiment in a tier: those of ``[model]`` and its own, where the tier's replace the others.
 
-    ``seeds`` replaces the frozen ones.
+    Tables that it names in ``shares`` come along; ``seeds`` replaces the frozen ones.
     """
     with open(HERE / "settings.toml", "rb") as file:
         tables = tomllib.load(file)
@@ -36,7 +36,8 @@ def settings_of(experiment: str, tier: str, seeds: Sequence[int] | None = None) 
     model = _of_tier(tables["model"], tier)
     chosen = list(seeds) if seeds else own.pop("seeds", tables["seeds"][tier])
     own.pop("seeds", None)
-    return {"tier": tier, "seeds": chosen, "model": model, **own}
+    shared = {name: _of_tier(tables[name], tier) for name in own.pop("shares", [])}
+    return {"tier": tier, "seeds": chosen, "model": model, **shared, **own}
 
 
 def _of_tier(table: Mapping[str, Any], tier: str) -> dict[str, Any]:
