@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +21,7 @@ def between(metric: pb.Metric, path: pb.Solution, n_segments: int = 256) -> dict
     """The three curves (n pairs each) by kind: see the module."""
     nodes = path.curve.nodes
     line = pb.Curve.straight(nodes[:, 0], nodes[:, -1], n_segments)
-    return {"geodesic": path.curve, "line": line, "resampled": at_constant_speed(metric, line)}
-
-
-def at_constant_speed(metric: pb.Metric, line: pb.Curve) -> pb.Curve:
-    """Straight lines (n, T + 1, d), run through at constant speed in the metric."""
-    nodes = line.nodes
-    steps = metric.squared_chords(metric.features(nodes))[0].sqrt()  # (n, T)
-    passed = torch.cat((steps.new_zeros(len(steps), 1), steps.cumsum(1)), 1).numpy()  # length up to each node
-    even = np.linspace(0, 1, nodes.shape[1])
-    t = np.stack([np.interp(even * lengths[-1], lengths, even) for lengths in passed])
-    return pb.Curve(nodes[:, :1] + torch.from_numpy(t)[..., None] * (nodes[:, -1:] - nodes[:, :1]))
+    return {"geodesic": path.curve, "line": line, "resampled": pb.constant_speed(metric, line, n_segments=n_segments)}
 
 
 def frames(decode: Callable[[Tensor], Tensor], curve: pb.Curve, n: int) -> Tensor:

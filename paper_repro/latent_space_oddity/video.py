@@ -219,7 +219,7 @@ def figure(context: Context, parts: Parts) -> Figure:
         nodes = torch.tensor(parts[name][0]["shown"], dtype=torch.float64).reshape(1, -1, 2)
         line = pb.Curve.straight(nodes[:, 0], nodes[:, -1], 512)
         curves = {"geodesic": pb.Curve(nodes), "line": line}
-        curves["resampled"] = smoothness.at_constant_speed(scene.metric, line)
+        curves["resampled"] = pb.constant_speed(scene.metric, line)
         pb.plot.magnification(scene.metric, codes=scene.codes, resolution=context["map"], ax=row[0])
         for kind in ("geodesic", "line"):
             row[0].plot(*curves[kind].nodes[0].T, color="white", lw=3.5)
