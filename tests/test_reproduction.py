@@ -224,12 +224,16 @@ def test_a_part_that_is_not_finite_is_an_error(oddity, tmp_path):
 def test_the_readme_takes_its_numbers_from_the_records(oddity, experiments, tmp_path):
     oddity.run.main(["--only", "fake", *command(tmp_path, "--freeze")])
     page = tmp_path / "README.md"
-    page.write_text("a\n<!-- results: overview -->\nold\n<!-- end -->\nb\n<!-- results: fake -->\n<!-- end -->\nc\n")
+    page.write_text(
+        "a\n<!-- results: overview -->\nold\n<!-- end -->\nb\n<!-- results: fake -->\n<!-- end -->\nc\n"
+        "<!-- results: broken -->\n<!-- end -->"
+    )
     for _ in range(2):  # it can be done again
-        oddity.report.update(page, tmp_path / "out", ["fake"])
+        oddity.report.update(page, tmp_path / "out", ["fake", "broken"])
         text = page.read_text()
         assert "| Fake | one is one | 1 | 1 | **reproduced** |" in text
         assert "![ours](out/fake.png)" in text
         assert "1 of 4 solves failed" in text
         assert "old" not in text
+        assert "<!-- results: broken -->\n*Not run yet.*\n<!-- end -->" in text
     assert text.count("- so") == 1

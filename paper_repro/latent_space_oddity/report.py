@@ -103,12 +103,19 @@ def _minutes(seconds: float) -> str:
 
 
 def update(readme: Path, folder: Path, order: list[str]) -> None:
-    """Rewrite what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a page."""
-    records = {name: json.loads((folder / f"{name}.json").read_text()) for name in order}
+    """Rewrite what stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` in a page.
+
+    An experiment without a record gets a line that says so.
+    """
+    paths = {name: folder / f"{name}.json" for name in order}
+    records = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     text = readme.read_text()
     for name in re.findall(r"<!-- results: (\w+) -->", text):
         figure = (folder / f"{name}.png").relative_to(readme.parent).as_posix()
-        body = overview(records) if name == "overview" else as_markdown(records[name], figure)
+        if name == "overview":
+            body = overview(records)
+        else:
+            body = as_markdown(records[name], figure) if name in records else "*Not run yet.*"
         block = f"<!-- results: {name} -->\n{body}\n<!-- end -->"
         text = re.sub(rf"<!-- results: {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     write(readme, text)
