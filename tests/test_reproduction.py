@@ -123,6 +123,7 @@ def test_an_interrupted_run_goes_on_with_its_first_unfinished_part_and_data_that
     assert (tmp_path / "out" / "fake.json").is_file()  # the other one stays
     source = tmp_path / "experiments" / "broken.py"
     source.write_text(source.read_text().replace('raise ConnectionError("no MNIST here")', "pass"))
+    assert not (tmp_path / "expected.json").exists()  # nothing is frozen by half
     assert oddity.run.main(["--only", "broken", *command(tmp_path, "--freeze")]) == 0
     assert experiments.read_text() == "computed computed "  # one each
 
@@ -172,9 +173,12 @@ def test_results_of_other_settings_or_versions_are_not_overwritten(oddity, exper
 def test_other_seeds_need_a_folder_of_their_own(oddity, experiments, tmp_path, capfd):
     assert oddity.run.main(["--only", "fake", "--seeds", "9"]) == 2
     assert "--seeds needs --out FOLDER" in capfd.readouterr().err
-    assert (
-        oddity.run.main(["--only", "fake", "--seeds", "9", *command(tmp_path)]) == 0
-    )  # nothing frozen to compare with
+    assert oddity.run.main(["--only", "fake", "--seeds", "9", *command(tmp_path, "--freeze")]) == 2
+    assert "exclude each other" in capfd.readouterr().err
+    assert oddity.run.main(["--only", "fake", *command(tmp_path, "--workers", "0")]) == 2
+    assert "--workers is 0: wanted 1 or more" in capfd.readouterr().err
+    # there is nothing frozen to compare these with
+    assert oddity.run.main(["--only", "fake", "--seeds", "9", *command(tmp_path)]) == 0
     assert json.loads((tmp_path / "out" / "fake.json").read_text())["settings"]["seeds"] == [9]
 
 

@@ -95,6 +95,6 @@ def scores(clusters: NDArray[np.int64], classes: NDArray[np.int64]) -> tuple[flo
     return float(sizes @ f.max(1)) / len(classes), float(accuracy), float(rand), float(information)
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float] | NDArray[np.float64]) -> str:
     """Mean and standard deviation, in words."""
     return f"{np.mean(values):.1f} +- {np.std(values, ddof=1) if len(values) > 1 else 0.0:.1f}"

@@ -235,9 +235,7 @@ def claims(rows: dict[str, list[dict[str, Any]]]) -> list[Claim]:
             sum(value > 0 for value in codes) / len(codes),
             0.5,
             Verdict.of(most(codes)),
-            ""
-            if most(codes)
-            else "the gain comes from other codes nearby, whose variance fits the image's error: see below",
+            "" if most(codes) else "the gain, where there is one, comes from other codes: see below",
         ),
         Claim(
             "estimator",
@@ -292,8 +290,7 @@ def findings(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         "least likely.",
         "At the code that is likeliest for an image, the network loses "
         f"{spread(misfit['standard'], '')} nats because its variance is not the image's own mean squared error, radial "
-        f"basis functions {spread(misfit['rbf'], '')}: a difference of {spread(finer)} beside the gap. Their variance "
-        "changes more from code to code, so that more images find one that fits.",
+        f"basis functions {spread(misfit['rbf'], '')}: a difference of {spread(finer)} beside the gap.",
         f"Importance sampling around the encoder's codes differs by {spread(off)} nats from samples of the prior, with "
         "radial basis functions and one variance.",
         "With a variance for each pixel and no floor the least likely test image has a log likelihood of "

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; returns the exit code."""
     options = parser().parse_args(arguments)
     names = [name for name in EXPERIMENTS if options.all or name in options.only]
-    if options.seeds and options.out is None:
-        print("--seeds needs --out FOLDER: the folder of the frozen seeds is kept for these", file=sys.stderr)
+    if wrong := _wrong(options):
+        print(wrong, file=sys.stderr)
         return 2
     out = options.out or HERE / "results" / options.tier
     settings = {name: settings_of(name, options.tier, options.seeds) for name in names}
@@ -77,12 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = {name: finished(out / f"{name}.json", settings[name]) for name in names}
     done = {name: record for name, record in records.items() if record is not None}
     print(as_text(done))
-    if options.freeze:
+    if options.freeze and not failed:
         write(EXPECTED, dumped(expectation(done, options.tier)))
     changed = [] if options.seeds else changes(done, options.tier)
     for line in [*changed, *failed]:
         print(line, file=sys.stderr)
     return 1 if changed or failed else 0
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """What is wrong with options that are right one by one."""
+    if options.seeds and options.out is None:
+        return "--seeds needs --out FOLDER: the folder of the frozen seeds is kept for these"
+    if options.seeds and options.freeze:
+        return "--seeds and --freeze exclude each other: verdicts are frozen on the seeds of settings.toml"
+    if options.workers < 1:
+        return f"--workers is {options.workers}: wanted 1 or more"
+    return None
 
 
 def _run(names: list[str], settings: dict[str, dict[str, Any]], out: Path, options: argparse.Namespace) -> list[str]:

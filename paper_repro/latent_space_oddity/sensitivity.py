@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from clusters import euclidean, on_graph, protocol, spread, subsets
+from clusters import box, euclidean, on_graph, protocol, spread, subsets
 from context import Context, labels_of
 from matplotlib.figure import Figure
 from results import Claim, Result, Verdict
@@ -80,7 +80,7 @@ def _measured(context: Context, seed: int, changes: dict[str, Any]) -> dict[str,
     decoder = model.decoder if zeta is None else pb.Gaussian(model.vae.decoder, with_floor(model.rbf, zeta))
     metric, codes = pb.Pullback(decoder), model.encode(images.samples)
     labels = labels_of(images)
-    graph = pb.knn_graph(metric, codes)
+    graph = pb.grid_graph(metric, box(codes, context["margin"]), context["resolution"])
     k, n_init = len(context["digits"]), context["restarts"]
     ways = {"flat": euclidean(codes, k, n_init), "curved": on_graph(metric, graph, codes, k, n_init)}
     clusters = protocol(ways, labels, subsets(labels, context["subsets"], context["per_subset"]))
