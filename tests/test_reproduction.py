@@ -219,6 +219,22 @@ def test_samples_are_drawn_from_each_class_by_the_seed(oddity):
     assert sorted(oddity.context.sampled(dataset, None, 0).samples[:, 0].tolist()) == list(range(20))
 
 
+def test_parts_of_other_settings_or_other_code_are_computed_again(oddity, tmp_path):
+    def context(pairs):
+        return oddity.context.Context("fake", {"tier": "smoke", "pairs": pairs}, tmp_path / "cache", quiet=True)
+
+    def part(pairs):
+        oddity.context.code.cache_clear()
+        return context(pairs).once("part", lambda: {"pairs": pairs, "made": next(made)})["made"]
+
+    made = iter(range(9))
+    assert [part(1), part(1), part(2), part(1)] == [0, 0, 1, 0]
+    for name, again in (("report.py", False), ("some_figure.py", False), ("clusters.py", True)):
+        (tmp_path / name).write_text("x = 1\n")
+        assert (part(1) != 0) == again
+    assert 0 <= context(1).seconds() < 1
+
+
 def test_a_part_that_is_not_finite_is_an_error(oddity, tmp_path):
     context = oddity.context.Context("fake", {"tier": "smoke"}, tmp_path, quiet=True)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -23,6 +24,7 @@ from pullback.models import RBFVAE, TrainingSettings, train
 
 HERE = Path(__file__).parent
 TIERS = ("smoke", "full")
+_APART = ("run", "report", "results")
 
 
 def settings_of(experiment: str, tier: str, seeds: Sequence[int] | None = None) -> dict[str, Any]:
@@ -108,18 +110,28 @@ class Context:
         return dataset, self.model(dataset, seed)
 
     def once(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``compute`` returns, from the cache if it was finished before with these settings.
+        """What ``compute`` returns, from the cache if it was finished before with these settings and this code.
 
         The result has to be what JSON holds. So an interrupted experiment goes on with its first unfinished part.
         """
-        path = self.cache / "parts" / self.experiment / _digest(self.settings) / f"{key}.json"
+        path = self.parts / f"{key}.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text())["part"]
         begin = time.monotonic()
         part = json.loads(dumped(compute()))
-        write(path, dumped(part))
-        self.say(f"{key}: {time.monotonic() - begin:.0f} s")
+        seconds = time.monotonic() - begin
+        write(path, dumped({"seconds": seconds, "part": part}))
+        self.say(f"{key}: {seconds:.0f} s")
         return part
+
+    @property
+    def parts(self) -> Path:
+        """The folder of finished parts, another one for other settings or other code."""
+        return self.cache / "parts" / self.experiment / _digest(self.settings, code())
+
+    def seconds(self) -> float:
+        """How long the finished parts took, and the models that were trained for them."""
+        return sum(json.loads(path.read_text())["seconds"] for path in self.parts.glob("*.json"))
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -142,6 +154,13 @@ def labels_of(dataset: Dataset) -> torch.Tensor:
     if dataset.labels is None:
         raise ValueError(f"`dataset` {dataset.name} has no labels: classes are drawn by them")
     return dataset.labels
+
+
+@functools.cache
+def code() -> str:
+    """A checksum of what computes parts: the modules of this folder but those that only run, draw and report."""
+    kept = (path for path in sorted(HERE.glob("*.py")) if path.stem not in _APART and "figure" not in path.stem)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in kept)).hexdigest()
 
 
 def _late(name: str) -> bool:

@@ -198,7 +198,7 @@ def _level_claims(parts: Parts) -> list[Claim]:
         claims.append(
             Claim(
                 key=key,
-                text=f"F-measures with {way} distances are those of the table, within {most} points",
+                text=f"F-measures with {'straight' if column == 0 else 'Riemannian'} distances are those of the table, within {most} points",
                 paper=", ".join(f"{PAPER[name][column]:.1f}" for name in parts),
                 ours=", ".join(f"{value:.1f}" for value in found.values()),
                 value=max(off.values()),

@@ -166,7 +166,7 @@ def _claims(parts: list[dict[str, Any]]) -> list[Claim]:
         ),
         Claim(
             "variance",
-            "The variance of the generator has a part in this: without it 10% of the triples or more keep their order",
+            "The variance of the generator has a part in this: with it 10% more of the triples are reversed",
             "its metric has both parts; no number",
             f"{spread(alone, '.0f', '%')} of the triples by the mean alone: the variance adds {gained:.1f} points",
             gained,

@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -127,13 +126,12 @@ def perform(name: str, settings: dict[str, Any], out: Path, cache: Path) -> None
     mpl.use("Agg")
     torch.set_num_threads(1)  # models are small: more threads wait for each other
     context = Context(name, settings, cache)
-    begin = time.monotonic()
     result = importlib.import_module(name).run(context)
     figure = out / f"{name}.png"
     out.mkdir(parents=True, exist_ok=True)
     result.figure.savefig(figure, dpi=110, bbox_inches="tight")
     record = {"format": FORMAT, "version": VERSION, "experiment": name, "settings": settings, **result.to_record()}
-    record |= {"seconds": round(time.monotonic() - begin), "figure": figure.name}
+    record |= {"seconds": round(context.seconds()), "figure": figure.name}
     record |= {"pullback": pullback.__version__, "torch": torch.__version__}
     write(out / f"{name}.json", dumped(json.loads(json.dumps(record))))
     context.say(f"finished in {record['seconds']} s")
