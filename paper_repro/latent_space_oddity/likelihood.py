@@ -259,6 +259,8 @@ def sign(key: str, condition: str, parts: list[dict[str, Any]]) -> Claim:
     reason = f"importance sampling around the encoder's codes estimates a gap of {spread(others)}"
     if mean(others) * mean(gaps) < 0:
         reason += ": of the other sign, so that the sign is not settled"
+    off = max(abs(part[kind]["off"]) for part in parts for kind in KINDS)
+    reason += f"; quadrature over a grid differs by {off:.1f} nats at most"
     return Claim(
         key,
         f"Radial basis functions give test images the higher likelihood, {condition}",
