@@ -232,7 +232,7 @@ def test_the_frechet_mean_of_codes_has_less_variance_by_our_distances_than_its_n
     assert pb.distance(metric, pb.frechet_mean(metric, points, tol=1e-3), mean) < 0.1
 
 
-@pytest.mark.filterwarnings("ignore:the metric is singular")  # trial curves reach the table's walls
+@pytest.mark.filterwarnings("ignore:the table is singular")  # trial curves reach the table's walls
 def test_k_means_of_codes_gives_each_its_nearest_center_and_centers_the_means_of_theirs(codes, table):
     codes = codes[:4]
     learner = RiemannianKMeans(table, n_clusters=2, tol=0.5, init=codes[::2].copy()).fit(codes)
