@@ -55,13 +55,6 @@ def on_graph(metric: pb.Metric, graph: pb.Graph, codes: Tensor, k: int, n_init: 
     return way
 
 
-def box(codes: Tensor, margin: float) -> Tensor:
-    """Bounds (d, 2) of codes, widened on every side by a share of their extent."""
-    low, high = codes.amin(0), codes.amax(0)
-    pad = margin * (high - low)
-    return torch.stack((low - pad, high + pad), 1)
-
-
 def protocol(ways: Mapping[str, Way], labels: Tensor, chosen: Sequence[Tensor]) -> dict[str, Any]:
     """Scores in % of every way on every subset, ``{way: {score: [...]}}``; fits, and how many of these lost points."""
     found: dict[str, Any] = {name: {score: [] for score in SCORES} for name in ways}
@@ -95,6 +88,6 @@ def scores(clusters: NDArray[np.int64], classes: NDArray[np.int64]) -> tuple[flo
     return float(sizes @ f.max(1)) / len(classes), float(accuracy), float(rand), float(information)
 
 
-def spread(values: Sequence[float] | NDArray[np.float64]) -> str:
-    """Mean and standard deviation, in words."""
-    return f"{np.mean(values):.1f} +- {np.std(values, ddof=1) if len(values) > 1 else 0.0:.1f}"
+def means(parts: Mapping[str, Sequence[Mapping[str, Any]]], way: str, score: str = "f") -> dict[str, NDArray[Any]]:
+    """The mean over subsets of what :func:`protocol` found, of each set an array with one entry a seed."""
+    return {name: np.array([np.mean(part["scores"][way][score]) for part in some]) for name, some in parts.items()}

@@ -95,7 +95,7 @@ class Context:
         early = {name: value for name, value in changes.items() if not _late(name)}
         settings, first = (TrainingSettings.from_record(self["model"] | some) for some in (changes, early))
         vae = None if settings == first else self.model(dataset, seed, **early).vae
-        folder = self.cache / "models" / f"{dataset.name}-{seed}-{_digest(settings.to_record(), _checksum(dataset))}"
+        folder = self.cache / "models" / f"{dataset.name}-{seed}-{digest(settings.to_record(), _checksum(dataset))}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             begin = time.monotonic()
@@ -127,7 +127,7 @@ class Context:
     @property
     def parts(self) -> Path:
         """The folder of finished parts, another one for other settings or other code."""
-        return self.cache / "parts" / self.experiment / _digest(self.settings, code())
+        return self.cache / "parts" / self.experiment / digest(self.settings, code())
 
     def seconds(self) -> float:
         """How long the finished parts took, and the models that were trained for them."""
@@ -163,6 +163,13 @@ def code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in kept)).hexdigest()
 
 
+def box(codes: torch.Tensor, margin: float) -> torch.Tensor:
+    """Bounds (d, 2) of codes, widened on every side by a share of their extent."""
+    low, high = codes.amin(0), codes.amax(0)
+    pad = margin * (high - low)
+    return torch.stack((low - pad, high + pad), 1)
+
+
 def _late(name: str) -> bool:
     """Whether a setting is of the precision alone, which is trained last."""
     return name.startswith("rbf_") or name == "zeta"
@@ -172,5 +179,6 @@ def _checksum(dataset: Dataset) -> str:
     return hashlib.sha256(dataset.samples.numpy().tobytes()).hexdigest()
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
+    """A short checksum of what JSON can hold, for names of folders."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -20,10 +20,10 @@ import torch
 from context import Context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from smoothness import between, correlations, frames, measured
 from torch import Generator, Tensor
-from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, spread, told, wide
+from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, wide
 
 import pullback as pb
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from clusters import FLAT, SCORES, Way, box, euclidean, on_graph, protocol, spread, subsets
-from context import Context
+from clusters import FLAT, SCORES, Way, euclidean, means, on_graph, protocol, subsets
+from context import Context, box, labels_of
 from kmeans_figure import PAPER, SHOWN, WAYS, average, braced, drawn
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from torch import Generator, Tensor
 
 import pullback as pb
@@ -47,7 +47,7 @@ def run(context: Context) -> Result:
             f"one subset of {braced(SHOWN)} by its labels, by k-means with straight and with Riemannian distances."
         ),
         paper_figure="one example clustering in the latent plane, by linear and by Riemannian distances (figure 6).",
-        figure=drawn({way: _means(parts, way) for way in WAYS}, parts[SHOWN][0]["example"], context.seeds[0]),
+        figure=drawn({way: means(parts, way) for way in WAYS}, parts[SHOWN][0]["example"], context.seeds[0]),
         solved=sum(part["fits"] + part["paths"]["solved"] for part in every),
         failed=sum(part["lost"] + part["paths"]["failed"] for part in every),
         findings=_findings(parts),
@@ -57,7 +57,7 @@ def run(context: Context) -> Result:
 def _one(context: Context, digits: list[int], seed: int) -> dict[str, Any]:
     """All of one model: scores of every way, and what its geometry is like."""
     data = context.images(digits, context["per_class"], seed=seed)
-    assert data.labels is not None  # digits have labels
+    labels = labels_of(data)
     wide = context.model(data, seed)
     narrow = context.model(data, seed, rbf_bandwidth=context["narrow_bandwidth"])
     codes = wide.encode(data.samples)  # both have the same encoder
@@ -76,15 +76,15 @@ def _one(context: Context, digits: list[int], seed: int) -> dict[str, Any]:
             key = name if power == 2 else f"{name}_medians"
             if key in WAYS and key not in ways:
                 ways[key] = on_graph(metric, graphs[name], codes, k, n_init, power=power)
-    chosen = subsets(data.labels, context["n_subsets"], context["subset_per_class"])
-    found = protocol(ways, data.labels, chosen)
+    chosen = subsets(labels, context["n_subsets"], context["subset_per_class"])
+    found = protocol(ways, labels, chosen)
     found["covariance"] = float((codes.T.cov() - torch.eye(codes.shape[1])).abs().max())
     found["shares"] = {name: _share(model, codes) for name, model in (("riemannian", wide), ("narrow", narrow))}
     found["paths"] = _paths(metrics, graphs, codes, context["n_pairs"])
     rows = chosen[0]
     found["example"] = {
         "codes": [[round(c, 3) for c in code] for code in codes[rows].tolist()],
-        "labels": data.labels[rows].tolist(),
+        "labels": labels[rows].tolist(),
         **{name: ways[name](rows, 0).tolist() for name in ("straight", "riemannian")},
     }
     return found
@@ -121,13 +121,8 @@ def _paths(
     return found
 
 
-def _means(parts: Parts, way: str, score: str = "f") -> dict[str, np.ndarray]:
-    """The mean over subsets, of each set an array with one entry a seed."""
-    return {name: np.array([np.mean(part["scores"][way][score]) for part in some]) for name, some in parts.items()}
-
-
 def _gaps(parts: Parts, way: str = "riemannian", baseline: str = "straight", score: str = "f") -> dict[str, np.ndarray]:
-    over, under = _means(parts, way, score), _means(parts, baseline, score)
+    over, under = means(parts, way, score), means(parts, baseline, score)
     return {name: over[name] - under[name] for name in parts}
 
 
@@ -138,7 +133,7 @@ def _claims(parts: Parts) -> list[Claim]:
 def _gap_claims(parts: Parts) -> list[Claim]:
     """Whether Riemannian distances find more than straight ones do."""
     gaps = _gaps(parts)
-    level, linear = (_overall(_means(parts, way)) for way in ("riemannian", "straight"))
+    level, linear = (_overall(means(parts, way)) for way in ("riemannian", "straight"))
     published = {name: PAPER[name][1] - PAPER[name][0] for name in parts}
     all_sets = average(gaps)
     sectors = f"straight distances find {{0, 1, 2}} already (F {linear['012']:.1f}, published {PAPER['012'][0]})"
@@ -195,7 +190,7 @@ def _level_claims(parts: Parts) -> list[Claim]:
         ("level", "riemannian", "Riemannian", 1, 8),
         ("straight", "straight", "straight", 0, 6),
     ):
-        found = _overall(_means(parts, way))
+        found = _overall(means(parts, way))
         off = {name: abs(found[name] - PAPER[name][column]) for name in parts}
         far = [name for name in parts if off[name] > most]
         claims.append(
@@ -255,13 +250,13 @@ def _findings(parts: Parts) -> list[str]:
     every = [part for some in parts.values() for part in some]
     found = []
     for way in WAYS:
-        f = _means(parts, way)
+        f = means(parts, way)
         sets = [f"{braced(name)} {spread(f[name])} (subsets +- {_within(parts[name], way):.1f})" for name in parts]
         baseline = "straight_medians" if way.endswith("medians") else "straight"
         over = f"; {spread(average(_gaps(parts, way, baseline)))} over {WAYS[baseline]}" if way != baseline else ""
         found.append(f"{WAYS[way]}: F {', '.join(sets)}{over}.")
     for score, what in zip(SCORES[1:], ("Accuracy", "Adjusted Rand index", "Mutual information"), strict=True):
-        a, b = (_overall(_means(parts, way, score)) for way in ("straight", "riemannian"))
+        a, b = (_overall(means(parts, way, score)) for way in ("straight", "riemannian"))
         row = ", ".join(f"{braced(name)} {a[name]:.1f} -> {b[name]:.1f}" for name in parts)
         found.append(f"{what} from straight to Riemannian k-means: {row}.")
     for name, a in (("riemannian", "2, the paper's"), ("narrow", "1")):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from context import Context
 from marginal import by_importance, log_likelihood, prior_samples, quadrature
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from variance import Model, StandardVariance, fit, layers, loss, variance
@@ -232,7 +232,8 @@ def claims(rows: dict[str, list[dict[str, Any]]]) -> list[Claim]:
             "explanation",
             "Radial basis functions gain by less density where there are no data, hence more where there are",
             "the authors' explanation",
-            f"at the encoder's codes of test images they are {spread(codes)} nats from the network, with one variance",
+            f"at the encoder's codes of test images they are {spread(codes, '+.1f')} nats from the network, with one "
+            f"variance",
             sum(value > 0 for value in codes) / len(codes),
             0.5,
             Verdict.of(most(codes)),
@@ -253,12 +254,13 @@ def claims(rows: dict[str, list[dict[str, Any]]]) -> list[Claim]:
 def sign(key: str, condition: str, parts: list[dict[str, Any]]) -> Claim:
     """That radial basis functions have the higher likelihood."""
     gaps = [part["gap"] for part in parts]
-    levels = [spread([part[kind]["mean"] for part in parts]) for kind in ("rbf", "standard")]
+    levels = [spread([part[kind]["mean"] for part in parts], "+.1f") for kind in ("rbf", "standard")]
     positive = sum(gap > 0 for gap in gaps)
     others = [part["gap_by_importance"] for part in parts]
     off = max(abs(part[kind]["off"]) for part in parts for kind in KINDS)
     reason = (
-        f"importance sampling around the encoder's codes estimates a gap of {spread(others)}; quadrature over a grid "
+        f"importance sampling around the encoder's codes estimates a gap of {spread(others, '+.1f')}; quadrature "
+        f"over a grid "
         f"differs from samples of the prior by {off:.1f} nats at most"
     )
     if off > abs(mean(gaps)):
@@ -267,7 +269,8 @@ def sign(key: str, condition: str, parts: list[dict[str, Any]]) -> Claim:
         key,
         f"Radial basis functions give test images the higher likelihood, {condition}",
         "-50.34 against -68.25, a gap of +17.91",
-        f"{levels[0]} against {levels[1]}, a gap of {spread(gaps)}; positive for {positive} of {len(gaps)} seeds",
+        f"{levels[0]} against {levels[1]}, a gap of {spread(gaps, '+.1f')}; positive for {positive} of {len(gaps)} "
+        f"seeds",
         positive / len(gaps),
         0.4,
         Verdict.of(most(gaps), partly=2 * positive >= len(gaps)),
@@ -290,20 +293,24 @@ def findings(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
         "The published sign appears in four fifths of the models or more under the conditions "
         f"{', '.join(always) or '(none)'}, and in no model under {', '.join(never) or '(none)'}.",
         "Gaps in nats, mean and standard deviation over seeds: "
-        + "; ".join(f"{name} {spread(values)}" for name, values in gaps.items())
+        + "; ".join(f"{name} {spread(values, '+.1f')}" for name, values in gaps.items())
         + ".",
         "The same by importance sampling around the encoder's codes: "
         + "; ".join(
-            f"{name} {spread([summary(row)['gap_by_importance'] for row in parts])}" for name, parts in rows.items()
+            f"{name} {spread([summary(row)['gap_by_importance'] for row in parts], '+.1f')}"
+            for name, parts in rows.items()
         )
         + ". Both estimators fall short of the likelihood in expectation, by unknown amounts where they differ.",
-        f"With one variance the gap is {spread([part['gap'] for part in shared])} nats in the mean of the images, "
-        f"{spread(typical)} in their median, and {spread(likely)} in the mean without the tenth that the network finds "
+        f"With one variance the gap is {spread([part['gap'] for part in shared], '+.1f')} nats in the mean of the "
+        f"images, "
+        f"{spread(typical, '+.1f')} in their median, and {spread(likely, '+.1f')} in the mean without the tenth that "
+        f"the network finds "
         "least likely.",
         "At the code that is likeliest for an image, the network loses "
-        f"{spread(misfit['standard'], '')} nats because its variance is not the image's own mean squared error, radial "
-        f"basis functions {spread(misfit['rbf'], '')}: a difference of {spread(finer)} beside the gap.",
-        f"Importance sampling around the encoder's codes differs by {spread(off)} nats from samples of the prior, with "
+        f"{spread(misfit['standard'])} nats because its variance is not the image's own mean squared error, radial "
+        f"basis functions {spread(misfit['rbf'])}: a difference of {spread(finer, '+.1f')} beside the gap.",
+        f"Importance sampling around the encoder's codes differs by {spread(off, '+.1f')} nats from samples of the "
+        f"prior, with "
         "radial basis functions and one variance.",
         "With a variance for each pixel and no floor the least likely test image has a log likelihood of "
         f"{low['standard']:.0f} with the network and {low['rbf']:.0f} with radial basis functions.",
@@ -313,11 +320,6 @@ def findings(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
 def most(values: list[float]) -> bool:
     """Whether four fifths of them are positive."""
     return sum(value > 0 for value in values) >= 0.8 * len(values)
-
-
-def spread(values: list[float], sign: str = "+") -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{mean(values):{sign}.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], groups: Mapping[str, str]) -> Figure:

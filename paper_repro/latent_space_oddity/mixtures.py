@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from context import Context
 from mixtures_figure import picture
 from mixtures_fits import SHOWN, Part, Scene, gaussian, land_mixture
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 
 
 def run(context: Context) -> Result:
@@ -84,13 +84,6 @@ def one(context: Context, kind: str, seed: int, a: float) -> Part:
     return context.once(f"{kind}-{seed}-{a:g}", compute)
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and standard deviation over seeds."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
 def column(rows: Sequence[Part], field: str) -> list[float]:
     """A field of all seeds."""
     return [row[field] for row in rows]
@@ -109,7 +102,7 @@ def clusters(land: Sequence[Part], flat: Sequence[Part]) -> Claim:
         "clusters",
         "Only the LAND mixture finds the two digits as its components",
         "figure: LAND two clusters, Gaussians not",
-        f"accuracy on held-out codes {spread(ours)} against {spread(theirs)}",
+        f"accuracy on held-out codes {spread(ours, '.3f')} against {spread(theirs, '.3f')}",
         statistics.mean(gain),
         0.05,
         Verdict.of(found and max(theirs) < 0.8, partly=found and better),
@@ -124,8 +117,8 @@ def sharpness(parts: dict[str, list[Part]], volume: str, bandwidths: Sequence[fl
         land, flat = parts[name_of(volume, a)], parts[name_of("gauss", a)]
         ratios.append([ours["deviation"] / theirs["deviation"] for ours, theirs in zip(land, flat, strict=True)])
         said.append(
-            f"a = {a:g}: {spread(column(land, 'deviation'), 0)} against {spread(column(flat, 'deviation'), 0)} "
-            f"({spread(column(flat, 'at_codes'), 0)} at codes)"
+            f"a = {a:g}: {spread(column(land, 'deviation'), '.0f')} against {spread(column(flat, 'deviation'), '.0f')} "
+            f"({spread(column(flat, 'at_codes'), '.0f')} at codes)"
         )
     holds = max(ratios[0]) < 0.9
     return Claim(
@@ -147,13 +140,13 @@ def blocks(land: Sequence[Part], flat: Sequence[Part]) -> Claim:
         "blocks",
         "Distances between samples show two blocks for LAND, more than for the Gaussians",
         "figure: blocks for LAND only",
-        f"mean distance across components by that within {spread(column(land, 'contrast'), 2)} against "
-        f"{spread(column(flat, 'contrast'), 2)}",
+        f"mean distance across components by that within {spread(column(land, 'contrast'), '.2f')} against "
+        f"{spread(column(flat, 'contrast'), '.2f')}",
         statistics.mean(ratio),
         0.8,
         Verdict.of(min(ratio) >= 1.1, partly=statistics.mean(ratio) > 1),
         "each in its own distances; in straight ones LAND's samples have "
-        f"{spread(column(land, 'contrast_euclidean'), 2)}, so that a part is the metric's",
+        f"{spread(column(land, 'contrast_euclidean'), '.2f')}, so that a part is the metric's",
     )
 
 
@@ -181,12 +174,14 @@ def findings(context: Context, parts: dict[str, list[Part]]) -> list[str]:
         ratio = [r / e for r, e in zip(there, here, strict=True)]
         told.append(
             f"a = {a:g}: the mean distance of held-out codes of different digits, by that of the same digit, is "
-            f"{spread(there, 2)} in the metric and {spread(here, 2)} in the plane: {spread(ratio, 2)} times as large."
+            f"{spread(there, '.2f')} in the metric and {spread(here, '.2f')} in the plane: {spread(ratio, '.2f')} "
+            f"times as large."
         )
     flat = parts[name_of("gauss", context["bandwidths"][0])]
     told.append(
-        f"The digits without a metric: accuracy {spread(column(flat, 'accuracy_kmeans'))} by k-means with two "
-        f"centers, {spread(column(flat, 'accuracy_all'))} by a Gaussian mixture that is fitted to all codes instead "
+        f"The digits without a metric: accuracy {spread(column(flat, 'accuracy_kmeans'), '.3f')} by k-means with two "
+        f"centers, {spread(column(flat, 'accuracy_all'), '.3f')} by a Gaussian mixture that is fitted to all codes "
+        f"instead "
         f"of {context['centers']} centers."
     )
     off = max(part["off_table"] for rows in parts.values() for part in rows if "off_table" in part)
@@ -200,10 +195,14 @@ def compared(volume: str, a: float, land: Sequence[Part], flat: Sequence[Part]) 
     said = "gains" if gain > 0 else "loses"
     density = "" if volume == "exact" else " (though it is no density: it does not integrate to one)"
     return (
-        f"a = {a:g}, {volume} volume, in brackets the Gaussian mixture: accuracy {spread(column(land, 'accuracy'))} "
-        f"({spread(column(flat, 'accuracy'))}); summed deviation at samples {spread(column(land, 'deviation'), 1)} "
-        f"({spread(column(flat, 'deviation'), 1)}), above 99% of the codes' at {spread(column(land, 'blurred'), 2)} "
-        f"({spread(column(flat, 'blurred'), 2)}) of them; held-out log-likelihood in latent units "
-        f"{spread(column(land, 'likelihood'), 2)}{density} ({spread(column(flat, 'likelihood'), 2)}): LAND {said} "
+        f"a = {a:g}, {volume} volume, in brackets the Gaussian mixture: accuracy "
+        f"{spread(column(land, 'accuracy'), '.3f')} "
+        f"({spread(column(flat, 'accuracy'), '.3f')}); summed deviation at samples "
+        f"{spread(column(land, 'deviation'), '.1f')} "
+        f"({spread(column(flat, 'deviation'), '.1f')}), above 99% of the codes' at "
+        f"{spread(column(land, 'blurred'), '.2f')} "
+        f"({spread(column(flat, 'blurred'), '.2f')}) of them; held-out log-likelihood in latent units "
+        f"{spread(column(land, 'likelihood'), '.2f')}{density} ({spread(column(flat, 'likelihood'), '.2f')}): LAND "
+        f"{said} "
         f"{abs(gain):.2f}, at a standard error of {error:.2f} in each seed."
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from context import Context
+from context import Context, box
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
@@ -41,9 +41,9 @@ class Scene(NamedTuple):
         codes = model.encode(dataset.samples)
         held, rest = codes[: context["held_out"]], codes[context["held_out"] :]
         centers = KMeans(context["centers"], n_init=2, random_state=seed).fit(rest.numpy()).cluster_centers_
-        table = pb.Tabulated(pb.Pullback(model.decoder), around(codes, context["room"]), context["table"], at=held)
+        table = pb.Tabulated(pb.Pullback(model.decoder), box(codes, context["room"]), context["table"], at=held)
         digits = dataset.labels[: len(held)]  # pyright: ignore[reportOptionalSubscript]
-        return cls(model, table, torch.from_numpy(centers), rest, held, digits, around(codes, EDGE))
+        return cls(model, table, torch.from_numpy(centers), rest, held, digits, box(codes, EDGE))
 
     def deviation(self, z: Tensor) -> Tensor:
         """The decoder's standard deviations at points (n, 2), summed over pixels: (n,)."""
@@ -64,12 +64,6 @@ class Scene(NamedTuple):
         there, here = self.deviation(z), self.deviation(self.held)
         blurred = (there > here.quantile(BLURRED)).double().mean()
         return {"deviation": float(there.mean()), "at_codes": float(here.mean()), "blurred": float(blurred)}
-
-
-def around(points: Tensor, share: float) -> Tensor:
-    """The box (d, 2) of points (n, d), and a share of its extent more on every side."""
-    low, high = points.amin(0), points.amax(0)
-    return torch.stack((low - share * (high - low), high + share * (high - low)), -1)
 
 
 def gaussian(context: Context, scene: Scene, _: str, seed: int, shown: bool) -> Part:

@@ -5,16 +5,12 @@ The paper's video is unknown, and so are its layers: this film is ours, and so a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from context import Context
+from context import Context, box, digest
 from filelock import FileLock
 from torch import Generator, Tensor
 
@@ -58,16 +54,14 @@ class Scene:
 
 def tabulated(metric: pb.Metric, codes: Tensor, resolution: int, margin: float) -> pb.Tabulated:
     """The metric read off a table over the box of the codes and a margin around it, in shares of its sides."""
-    low, high = codes.amin(0), codes.amax(0)
-    bounds = torch.stack((low - margin * (high - low), high + margin * (high - low)), 1)
-    return pb.Tabulated(metric, bounds, resolution, at=codes)
+    return pb.Tabulated(metric, box(codes, margin), resolution, at=codes)
 
 
 def film(context: Context, seed: int) -> Scene:
     """The film and its convolutional model of this seed, trained or from the cache."""
     settings = context["film"]
     data = figure_eight(settings["n_frames"], settings["side"], settings["rounds"], settings["radius"])
-    folder = context.cache / "models" / f"film-{seed}-{_digest(settings)}"
+    folder = context.cache / "models" / f"film-{seed}-{digest(settings)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "model.safetensors").is_file():
@@ -120,7 +114,3 @@ def stick_figure(n: int = 200, rounds: float = 2.4) -> Poses:
         pose[:, hand, 0], pose[:, hand, 1] = 3 * side, 2.0
         pose[:, hand, 2] = -6 * torch.sin(swing)
     return Poses(pose.flatten(1), None, (len(parents), 3), "stick-figure", names, parents, 120.0)
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -20,9 +20,9 @@ import torch
 from context import Context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from torch import Generator, Tensor
-from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, spread, told, wide
+from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, wide
 
 import pullback as pb
 from pullback.metrics import Metric
@@ -159,7 +159,7 @@ def _claims(parts: list[dict[str, Any]]) -> list[Claim]:
             "border",
             "A unit of latent length weighs more across the border than inside of a class (at least twice as much)",
             "no number",
-            f"{spread(factors)} times as much in the median",
+            f"{spread(factors, '.2f')} times as much in the median",
             statistics.fmean(factors),
             1.5,
             Verdict.of(min(factors) >= 2, partly=statistics.fmean(factors) > 1),

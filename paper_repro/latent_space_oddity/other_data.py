@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from clusters import SCORES, Way, box, drawn, euclidean, on_graph, protocol, spread, subsets
-from context import Context, sampled
+from clusters import SCORES, Way, drawn, euclidean, means, on_graph, protocol, subsets
+from context import Context, box, labels_of, sampled
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from sklearn.manifold import SpectralEmbedding
 from torch import Tensor
 
@@ -81,26 +81,26 @@ def _images(context: Context, kind: str, classes: list[int], seed: int) -> dict[
         data = context.images(classes, context["per_class"], seed=seed)
     else:
         data = sampled(datasets.fashion_mnist("train", classes), context["per_class"], seed)
-    assert data.labels is not None  # images have labels
+    labels = labels_of(data)
     model = context.model(data, seed)
     codes, metric = model.encode(data.samples), pb.Pullback(model.decoder)
-    chosen = subsets(data.labels, context["n_subsets"], context["subset_per_class"])
+    chosen = subsets(labels, context["n_subsets"], context["subset_per_class"])
     ways = _ways(context, data.samples, codes, {"riemannian": metric}, len(classes), seed)
-    return protocol(ways, data.labels, chosen)
+    return protocol(ways, labels, chosen)
 
 
 def _cells(context: Context, seed: int) -> dict[str, Any]:
     """All ways to cluster cells by kind; subsets are drawn at random and overlap, since there are only 700."""
     data = _digit_counts() if context.smoke else datasets.blood_cells()
-    assert data.labels is not None  # cells have labels
+    labels = labels_of(data)
     settings = context["cells"]
     vae = VAE(data.samples.shape[1], hidden=settings["hidden"], likelihood="negative_binomial")
     vae.fit(data, **settings["training"], seed=seed).double().requires_grad_(False)
     codes = vae.encode(data.samples.double())[0]
     metrics = {"riemannian": pb.FisherRao(vae.distribution), "mean": pb.Pullback(vae.decoder)}
     shares = torch.log1p(1e4 * data.samples / data.samples.sum(1, keepdim=True))  # what single-cell analyses begin with
-    ways = _ways(context, shares, codes, metrics, len(data.labels.unique()), seed)
-    return protocol(ways, data.labels, drawn(len(codes), context["n_subsets"], settings["subset"]))
+    ways = _ways(context, shares, codes, metrics, len(labels.unique()), seed)
+    return protocol(ways, labels, drawn(len(codes), context["n_subsets"], settings["subset"]))
 
 
 def _digit_counts() -> Dataset:
@@ -134,15 +134,10 @@ def _umap(samples: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.asarray(UMAP(random_state=seed, n_jobs=1).fit_transform(samples.numpy())))
 
 
-def _means(parts: Parts, way: str, score: str = "f") -> dict[str, np.ndarray]:
-    """The mean over subsets, of each set an array with one entry a seed."""
-    return {name: np.array([np.mean(part["scores"][way][score]) for part in some]) for name, some in parts.items()}
-
-
 def _gain(parts: Parts, baseline: str, of: str = "", way: str = "riemannian") -> np.ndarray:
     """F over a baseline, mean over the sets of a kind, by default over those of images: one entry a seed."""
     some = {name: of_set for name, of_set in parts.items() if (name.startswith(of) if of else name != "cells")}
-    over, under = _means(some, way), _means(some, baseline)
+    over, under = means(some, way), means(some, baseline)
     return np.mean([over[name] - under[name] for name in some], 0)
 
 
@@ -154,7 +149,7 @@ def _claims(parts: Parts) -> list[Claim]:
     ):
         gain = _gain(parts, "straight", key)
         some = {name: of_set for name, of_set in parts.items() if name.startswith(key)}
-        under, over = _means(some, "straight"), _means(some, "riemannian")
+        under, over = means(some, "straight"), means(some, "riemannian")
         rows = [f"{_label(name)} {under[name].mean():.1f} -> {over[name].mean():.1f}" for name in some]
         claims.append(
             Claim(
@@ -202,7 +197,7 @@ def _findings(parts: Parts) -> list[str]:
     for score, what in zip(
         SCORES[1:], ("accuracy", "adjusted Rand index", "normalized mutual information"), strict=True
     ):
-        a, b = _means(parts, "straight", score), _means(parts, "riemannian", score)
+        a, b = means(parts, "straight", score), means(parts, "riemannian", score)
         row = "; ".join(
             f"{_label(name)} {a[name].mean():.1f} -> {b[name].mean():.1f}".replace("\n", " ") for name in parts
         )
@@ -236,7 +231,7 @@ def _figure(parts: Parts) -> Figure:
     ways = [way for way in WAYS if _has(parts, way)]
     width = 0.8 / len(ways)
     for i, way in enumerate(ways):
-        f = list(_means(parts, way).values())
+        f = list(means(parts, way).values())
         places, heights = np.arange(len(parts)) + (i - (len(ways) - 1) / 2) * width, [some.mean() for some in f]
         ax.bar(places, heights, 0.92 * width, color=COLORS[list(WAYS).index(way)], label=WAYS[way])
         if len(f[0]) > 1:

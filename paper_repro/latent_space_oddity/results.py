@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
 
 FORMAT, VERSION = "latent-space-oddity", 1
 
@@ -116,6 +119,17 @@ def finished(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
             "give another --out, or delete it"
         )
     return record
+
+
+def spread(values: Sequence[float] | NDArray[Any], form: str = ".1f", unit: str = "") -> str:
+    """The mean of one number a model and their standard deviation, in words."""
+    text = f"{np.mean(values):{form}}{unit}"
+    return text + (f" ± {np.std(values, ddof=1):{form.lstrip('+')}}{unit}" if len(values) > 1 else "")
+
+
+def rounded(values: Tensor | NDArray[Any] | Sequence[float]) -> list[float]:
+    """Five digits of each number, for a record."""
+    return [float(f"{value:.5g}") for value in np.asarray(values).tolist()]
 
 
 def different(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> str:

@@ -17,10 +17,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from clusters import box, euclidean, on_graph, protocol, spread, subsets
-from context import Context, labels_of
+from clusters import euclidean, on_graph, protocol, subsets
+from context import Context, box, labels_of
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from torch import Tensor
 
 import pullback as pb

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
-from context import Context
+from context import Context, labels_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, spread
 from scipy.stats import rankdata
 from torch import Generator, Tensor
 from variance import StandardVariance, fit, layers
@@ -126,13 +126,6 @@ def between(codes: Tensor, labels: Tensor) -> Tensor:
     return a + torch.linspace(0, 1, 201, dtype=codes.dtype)[:, None] * (b - a)
 
 
-def labels_of(data: Dataset) -> Tensor:
-    """Which cluster each sample is of."""
-    if data.labels is None:
-        raise ValueError(f"{data.name} has no labels")
-    return data.labels
-
-
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     """The paper's statements, counted over the seeds."""
     rbf, other = [row["rbf"] for row in rows], [row["standard"] for row in rows]
@@ -156,7 +149,8 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
             "arbitrary",
             "A softplus network's standard deviation is arbitrarily high or low away from the data",
             "map only",
-            f"its lowest value there is {spread(lows)} times the median, below {LOW:g} in {low} of {len(rows)} models",
+            f"its lowest value there is {spread(lows, '.2f')} times the median, below {LOW:g} in {low} of "
+            f"{len(rows)} models",
             low / len(rows),
             0.4,
             Verdict.of(low >= enough, partly=low > 0),
@@ -165,7 +159,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
             "between",
             "With radial basis functions the standard deviation rises between the clusters",
             "map only",
-            f"on the line between their middles it reaches {spread(gaps)} times the median at the codes, "
+            f"on the line between their middles it reaches {spread(gaps, '.2f')} times the median at the codes, "
             f"{GAP:g} or more in {ridges} of {len(rows)} models",
             ridges / len(rows),
             0.4,
@@ -176,7 +170,8 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
             "The volume measure follows the trend of the data with radial basis functions, not with the other network",
             "map only",
             "rank correlation of log volume and distance to the nearest code "
-            f"{spread([row['correlation'] for row in rbf])} against {spread([row['correlation'] for row in other])}",
+            f"{spread([row['correlation'] for row in rbf], '.2f')} against "
+            f"{spread([row['correlation'] for row in other], '.2f')}",
             mean(row["correlation"] for row in rbf),
             0.15,
             Verdict.of(
@@ -193,13 +188,9 @@ def findings(rows: list[dict[str, Any]]) -> list[str]:
     return [
         "Around the ring the softplus network's summed standard deviation varies by a factor of "
         f"{min(ratios):.1f} to {max(ratios):.1f}.",
-        f"On the line between the clusters the softplus network reaches {spread(gaps)} times its median at the codes.",
+        f"On the line between the clusters the softplus network reaches {spread(gaps, '.2f')} times its median at "
+        f"the codes.",
     ]
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over models."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:

@@ -27,7 +27,7 @@ from context import Context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from motion import Scene
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, rounded
 from torch import Tensor
 
 import pullback as pb
@@ -273,8 +273,3 @@ def scatter(ax: Axes, parts: Sequence[Mapping[str, Any]]) -> None:
 def quantile(values: Sequence[float], p: float) -> float:
     """The quantile of some numbers."""
     return float(np.quantile(values, p))
-
-
-def rounded(values: Tensor | Sequence[float]) -> list[float]:
-    """Five digits of each."""
-    return [float(f"{v:.5g}") for v in (values.tolist() if isinstance(values, Tensor) else values)]

@@ -27,10 +27,10 @@ from typing import Any
 import motion
 import numpy as np
 import torch
-from context import Context
+from context import Context, box
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Claim, Result, Verdict
+from results import Claim, Result, Verdict, rounded
 from scipy.spatial import KDTree
 from torch import Generator, Tensor
 
@@ -102,8 +102,6 @@ def walked(context: Context, make: Callable[[], Plane]) -> dict[str, Any]:
     plane = make()
     codes = plane.codes
     metric = pb.Pullback(plane.decoder)
-    low, high = codes.amin(0), codes.amax(0)
-    box = torch.stack((low - context["margin"] * (high - low), high + context["margin"] * (high - low)), 1)
     start = codes[(codes - codes.mean(0)).norm(dim=1).argmin()]
     starts = start.expand(context["chains"], 2)
     step, n_steps = context["step"], context["steps"]
@@ -120,8 +118,8 @@ def walked(context: Context, make: Callable[[], Plane]) -> dict[str, Any]:
             "walk": pb.random_walk(metric, starts, n_steps, size, generator=source(1), full=True),
             "euclidean": pb.random_walk(flat, starts, n_steps, step, generator=source(2), full=True),
             "brownian": pb.brownian_motion(
-                metric, starts, n_steps, n_steps * size**2, scheme="metropolis", domain=box, generator=source(3),
-                full=True,
+                metric, starts, n_steps, n_steps * size**2, scheme="metropolis", domain=box(codes, context["margin"]),
+                generator=source(3), full=True,
             ),
         }  # fmt: skip
     tree = KDTree(codes.numpy())
@@ -286,8 +284,3 @@ def over_time(ax: Axes, parts: Sequence[Mapping[str, Any]]) -> None:
 def points(values: Sequence[float]) -> Tensor:
     """Points (n, 2) from what a part holds."""
     return torch.tensor(values, dtype=torch.float64).reshape(-1, 2)
-
-
-def rounded(values: np.ndarray) -> list[float]:
-    """Five digits of each."""
-    return [float(f"{v:.5g}") for v in values]

@@ -96,11 +96,3 @@ def wide(model: RBFVAE, share: float = 0.005, margin: float = 0.15) -> tuple[tup
     low, high = model.codes.quantile(shares, dim=0)
     low, high = (low - margin * (high - low)).tolist(), (high + margin * (high - low)).tolist()
     return (low[0], high[0]), (low[1], high[1])
-
-
-def spread(values: Sequence[float], form: str = ".2f", unit: str = "") -> str:
-    """The mean of one number a seed, and the least and the largest."""
-    mean = f"{statistics.fmean(values):{form}}{unit}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):{form}} to {max(values):{form}}{unit} over {len(values)} models)"
