@@ -339,6 +339,10 @@ def test_geodesics_of_a_normalizer_that_leave_the_domain_are_counted_and_have_no
     with pytest.warns(pb.StatisticsWarning, match="of the normalizers have no end"):
         land = pb.LAND(table, 1, random_state=0, n_samples=100, max_iter=1, tol=10.0).fit(x)
     assert land.failures_.casts > 5
+    with pytest.warns(pb.StatisticsWarning, match=r"\d+ of the \d+ geodesics followed for samples have no end"):
+        points, _ = land.sample(50)
+    assert points.shape == (50, 2)  # others are drawn in their place
+    assert points.abs().max() <= 0.5
 
 
 def test_a_component_that_collapses_is_begun_anew_and_that_is_told():

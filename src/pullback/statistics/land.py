@@ -256,7 +256,12 @@ class LAND(DensityMixin, Estimator):
 
         Tangents are drawn, and geodesics followed to their ends. With the exact volume a tangent is kept with a
         probability in proportion to its factor (the largest among those drawn has one), so that the points have the
-        density that :meth:`score_samples` gives; with the paper's all are kept, as there.
+        density that :meth:`score_samples` gives; with the paper's all are kept, as there. A geodesic that has no end
+        gives no point, and another is drawn in its place: a warning counts these, for they are missing where they
+        would have ended.
+
+        Warns:
+            StatisticsWarning: Geodesics were lost so.
         """
         check_is_fitted(self)
         _checks.at_least(n_samples, 1, "n_samples")
@@ -264,7 +269,15 @@ class LAND(DensityMixin, Estimator):
         shares = mixture.weights.double().to(generator.device)
         labels = torch.multinomial(shares, n_samples, True, generator=generator).sort().values
         counts = torch.bincount(labels, minlength=len(shares)).tolist()
-        parts = [self._drawn(k, count, generator) for k, count in enumerate(counts) if count]
+        drawn = [self._drawn(k, count, generator) for k, count in enumerate(counts) if count]
+        parts, lost, thrown = zip(*drawn, strict=True)
+        if sum(lost):
+            warnings.warn(
+                f"{sum(lost)} of the {sum(thrown)} geodesics followed for samples have no end: points are missing "
+                "where they would have ended; a table may be too small, or the data not resolved by the metric.",
+                _checks.StatisticsWarning,
+                stacklevel=2,
+            )
         return like(torch.cat(parts), self._like), like(labels.to(mixture.means.device), self._like)
 
     def _check(self) -> None:
@@ -329,23 +342,25 @@ class LAND(DensityMixin, Estimator):
             found[seen] += self.metric.log_volume(codes[seen]).detach()
         return found
 
-    def _drawn(self, k: int, count: int, generator: Generator) -> Points:
-        """Points (count, d) of component k."""
+    def _drawn(self, k: int, count: int, generator: Generator) -> tuple[Points, int, int]:
+        """Points (count, d) of component k; how many geodesics were lost on the way, and of how many."""
         mixture = self._mixture
         mean, frames = mixture.means[k : k + 1], mixture.frames.select(torch.tensor([k], device=mixture.means.device))
         lower, d = torch.linalg.cholesky(mixture.covariances[k : k + 1]), mixture.means.shape[1]
         bound, kept, n_kept = mixture.cast.factor[k].max(), [], 0
+        n_lost, n_thrown = 0, 0
         for _ in range(_ROUNDS):
             shape = (1, max(16, 2 * (count - n_kept)), d)
             noise = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device).to(mean)
             chance = torch.rand(shape[:2], generator=generator, dtype=torch.float64, device=generator.device).to(mean)
             thrown = cast(self.metric, mean, frames, noise @ lower.mT, volume=self.volume, tol=_FINE)
             good = ~thrown.failed
+            n_lost, n_thrown = n_lost + int(thrown.failed.sum()), n_thrown + thrown.failed.numel()
             if self.volume == "exact":
                 bound = torch.maximum(bound, thrown.factor.max())
                 good &= chance * bound < thrown.factor
             kept.append(thrown.ends[good])
             n_kept += len(kept[-1])
             if n_kept >= count:
-                return torch.cat(kept)[:count]
+                return torch.cat(kept)[:count], n_lost, n_thrown
         raise errors.no_normalizer(mean[0].tolist())
