@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,24 @@ def test_likelihoods_of_a_linear_decoder_are_those_of_its_normal_distribution(mo
     proposal = (posterior, torch.full_like(posterior, 1.5 * float(torch.linalg.inv(precision).diagonal().max().sqrt())))
     by_importance = marginal.by_importance(x, proposal, decoder, model, 0.0, n=4000, seed=2)
     assert torch.allclose(by_importance, exact, atol=0.1)
+
+
+def test_triples_have_b_near_the_border_and_a_far_away_in_its_class(module):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    labels = (codes[:, 0] > 0).long()
+    model = SimpleNamespace(codes=codes, labels=labels)
+    a, b, c = module("near_and_far").triples(model, 20, 0.3, 2.0, seed=1)
+    of_a, of_b, of_c = (labels[torch.cdist(points, codes).argmin(1)] for points in (a, b, c))
+    assert of_b.bincount().tolist() == [10, 10]
+    assert torch.equal(of_a, of_b)
+    assert torch.equal(of_c, 1 - of_b)
+    assert ((a - b).norm(dim=1) > 2 * (b - c).norm(dim=1)).all()
+    nearest = torch.cdist(codes, codes).masked_fill(labels[:, None] == labels, torch.inf).amin(1)
+    gap_a, gap_b = (nearest[torch.cdist(points, codes).argmin(1)] for points in (a, b))
+    assert torch.allclose(gap_b, (b - c).norm(dim=1))  # C is the nearest of the other class
+    assert (gap_a > 2 * gap_b).all()
+    assert gap_b.max() < nearest.quantile(0.35)
 
 
 def test_another_floor_changes_nothing_but_the_floor(module):

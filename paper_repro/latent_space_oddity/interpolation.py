@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from results import Claim, Result, Verdict, spread
 from smoothness import between, correlations, frames, measured
 from torch import Generator, Tensor
-from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, wide
+from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, trials, wide
 
 import pullback as pb
 
@@ -36,6 +36,7 @@ def run(context: Context) -> Result:
     """Interpolate on the models of all seeds."""
     by_seed = {seed: context.once(f"seed-{seed}", lambda seed=seed: _measured(context, seed)) for seed in context.seeds}
     parts = list(by_seed.values())
+    tried, lost = trials([record for part in parts for record in part["solvers"].values()])
     return Result(
         title="Interpolation between zeros and ones",
         claims=_claims(parts),
@@ -47,8 +48,8 @@ def run(context: Context) -> Result:
         ),
         paper_figure="Latent space with two interpolations, their decoded images, and the autocorrelation of these.",
         figure=_figure(context, parts),
-        solved=sum(len(part["start"]) for part in parts) * len(NAMES),
-        failed=sum(part["metrics"][name]["failed"] for part in parts for name in NAMES),
+        solved=tried + sum(len(part["start"]) for part in parts) * len(NAMES),
+        failed=lost + sum(part["metrics"][name]["failed"] for part in parts for name in NAMES),
         findings=_findings(context, parts),
     )
 

@@ -31,7 +31,7 @@ def run(context: Context) -> Result:
     parts: dict[str, list[Part]] = {}
     for a in context["bandwidths"]:
         for seed in context.seeds:
-            for kind in ("gauss", *context["volumes"]):
+            for kind in ("gauss", *volumes(context, a)):
                 parts.setdefault(name_of(kind, a), []).append(one(context, kind, seed, a))
     first = context["bandwidths"][0]
     land, flat = parts[name_of(context["volumes"][0], first)], parts[name_of("gauss", first)]
@@ -65,6 +65,11 @@ def run(context: Context) -> Result:
         failed=sum(part["failed"] for part in lands),
         findings=findings(context, parts),
     )
+
+
+def volumes(context: Context, a: float) -> list[str]:
+    """The volume factors of LAND on models with the bandwidth factor a: with another than the paper's, its own only."""
+    return context["volumes"] if a == context["bandwidths"][0] else context["volumes"][:1]
 
 
 def name_of(kind: str, a: float) -> str:
@@ -169,7 +174,7 @@ def findings(context: Context, parts: dict[str, list[Part]]) -> list[str]:
     told = []
     for a in context["bandwidths"]:
         flat = parts[name_of("gauss", a)]
-        told += [compared(volume, a, parts[name_of(volume, a)], flat) for volume in context["volumes"]]
+        told += [compared(volume, a, parts[name_of(volume, a)], flat) for volume in volumes(context, a)]
         there, here = column(flat, "by_digit_metric"), column(flat, "by_digit")
         ratio = [r / e for r, e in zip(there, here, strict=True)]
         told.append(
@@ -186,7 +191,10 @@ def findings(context: Context, parts: dict[str, list[Part]]) -> list[str]:
     )
     off = max(part["off_table"] for rows in parts.values() for part in rows if "off_table" in part)
     told.append(f"Lengths of geodesics on the table and on the decoder itself differ by {100 * off:.2g}% at the most.")
-    return told
+    lands = [part for rows in parts.values() for part in rows if "converged" in part]
+    done = sum(part["converged"] for part in lands)
+    told.append(f"{done} of {len(lands)} fits of LAND converged within {context['steps']} steps.")
+    return told + sorted({f"pullback warned: {warning}" for part in lands for warning in part["warnings"]})[:2]
 
 
 def compared(volume: str, a: float, land: Sequence[Part], flat: Sequence[Part]) -> str:

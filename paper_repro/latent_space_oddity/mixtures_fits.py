@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +103,9 @@ def land_mixture(context: Context, scene: Scene, volume: str, seed: int, shown: 
     ).fit(scene.centers)  # fmt: skip
     value, error = land.log_likelihood(scene.held, measure="latent")
     predicted = land.predict(scene.held).numpy()
-    z, component = land.sample(context["samples"])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", pb.StatisticsWarning)
+        z, component = land.sample(context["samples"])
     some, of = first_of_each(z, component)
     apart = scene.distances(context, some)
     lost = land.failures_
@@ -120,6 +123,7 @@ def land_mixture(context: Context, scene: Scene, volume: str, seed: int, shown: 
         "solved": 2 * (len(scene.centers) + context["casts"]) + len(scene.held),
         "failed": len(lost.logs) + lost.casts + int((predicted < 0).sum()),
         "past_conjugate": lost.beyond,
+        "warnings": [str(warning.message) for warning in told],
     }
     if shown:
         density = land.score_samples(scene.cells(context["map"]), measure="latent")

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import Claim, Result, Verdict, spread
 from torch import Generator, Tensor
-from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, wide
+from zero_one import MEAN, NARROW, PAPER, metrics, side_by_side, told, trials, wide
 
 import pullback as pb
 from pullback.metrics import Metric
@@ -36,6 +36,7 @@ def run(context: Context) -> Result:
     """Draw triples on the models of all seeds and measure their sides."""
     parts = {seed: context.once(f"seed-{seed}", lambda seed=seed: _measured(context, seed)) for seed in context.seeds}
     sides = [side for part in parts.values() for far in part["far"].values() for side in far["metrics"].values()]
+    tried, lost = trials([record for part in parts.values() for record in part["solvers"].values()])
     return Result(
         title="Near and far: points A, B, C",
         claims=_claims(list(parts.values())),
@@ -47,8 +48,8 @@ def run(context: Context) -> Result:
         ),
         paper_figure="Latent space of zeros and ones with three codes A, B, C, lines and shortest paths between them.",
         figure=_figure(context, parts[context.seeds[0]], list(parts.values())),
-        solved=sum(2 * len(side["ab"]) for side in sides),
-        failed=sum(side["ab"].count(None) + side["bc"].count(None) for side in sides),
+        solved=tried + sum(2 * len(side["ab"]) for side in sides),
+        failed=lost + sum(side["ab"].count(None) + side["bc"].count(None) for side in sides),
         findings=_findings(list(parts.values())),
     )
 

@@ -38,6 +38,11 @@ WAYS = {
     "spectral": "spectral embedding",
     "umap": "UMAP",
 }
+OTHERS = {
+    "data": "k-means in data space",
+    "spectral": "k-means on a spectral embedding",
+    "umap": "k-means on UMAP",
+}
 COLORS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7")  # of Okabe and Ito
 
 Parts = Mapping[str, list[dict[str, Any]]]  # of each set, one of every seed
@@ -46,8 +51,8 @@ Parts = Mapping[str, list[dict[str, Any]]]  # of each set, one of every seed
 def run(context: Context) -> Result:
     """Train, cluster, compare."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    for kind in ("digits", "clothes"):
-        for classes in context[kind]:
+    for kind, sets in (("digits", context["kmeans"]["sets"]), ("clothes", context["clothes"])):
+        for classes in sets:
             name = f"{kind}-{''.join(map(str, classes))}"
             parts[name] = [
                 context.once(
@@ -77,14 +82,15 @@ def run(context: Context) -> Result:
 
 def _images(context: Context, kind: str, classes: list[int], seed: int) -> dict[str, Any]:
     """All ways to cluster the images of three classes."""
+    settings = context["kmeans"]
     if kind == "digits" or context.smoke:
-        data = context.images(classes, context["per_class"], seed=seed)
+        data = context.images(classes, settings["per_class"], seed=seed)
     else:
-        data = sampled(datasets.fashion_mnist("train", classes), context["per_class"], seed)
+        data = sampled(datasets.fashion_mnist("train", classes), settings["per_class"], seed)
     labels = labels_of(data)
     model = context.model(data, seed)
     codes, metric = model.encode(data.samples), pb.Pullback(model.decoder)
-    chosen = subsets(labels, context["n_subsets"], context["subset_per_class"])
+    chosen = subsets(labels, settings["n_subsets"], settings["subset_per_class"])
     ways = _ways(context, data.samples, codes, {"riemannian": metric}, len(classes), seed)
     return protocol(ways, labels, chosen)
 
@@ -100,7 +106,7 @@ def _cells(context: Context, seed: int) -> dict[str, Any]:
     metrics = {"riemannian": pb.FisherRao(vae.distribution), "mean": pb.Pullback(vae.decoder)}
     shares = torch.log1p(1e4 * data.samples / data.samples.sum(1, keepdim=True))  # what single-cell analyses begin with
     ways = _ways(context, shares, codes, metrics, len(labels.unique()), seed)
-    return protocol(ways, labels, drawn(len(codes), context["n_subsets"], settings["subset"]))
+    return protocol(ways, labels, drawn(len(codes), context["kmeans"]["n_subsets"], settings["subset"]))
 
 
 def _digit_counts() -> Dataset:
@@ -113,10 +119,11 @@ def _ways(
     context: Context, samples: Tensor, codes: Tensor, metrics: Mapping[str, pb.Metric], k: int, seed: int
 ) -> dict[str, Way]:
     """k-means on codes by straight and by other distances, and on representations without a decoder."""
-    n_init, bounds = context["n_init"], box(codes, context["margin"])
+    settings = context["kmeans"]
+    n_init, bounds = settings["n_init"], box(codes, settings["margin"])
     ways = {"straight": euclidean(codes, k, n_init)}
     for name, metric in metrics.items():
-        ways[name] = on_graph(metric, pb.grid_graph(metric, bounds, context["resolution"]), codes, k, n_init)
+        ways[name] = on_graph(metric, pb.grid_graph(metric, bounds, settings["resolution"]), codes, k, n_init)
     ways["data"] = euclidean(samples, k, n_init)
     embedding = SpectralEmbedding(k, affinity="nearest_neighbors", n_neighbors=context["neighbors"], random_state=seed)
     spectral = torch.from_numpy(embedding.fit_transform(samples.numpy()))
@@ -162,7 +169,9 @@ def _claims(parts: Parts) -> list[Claim]:
                 verdict=Verdict.of(gain.mean() >= 5, partly=gain.mean() > 0),
             )
         )
-    for key, what in (("data", "k-means in data space"), ("spectral", "k-means on a spectral embedding")):
+    for key, what in OTHERS.items():
+        if not _has(parts, key):
+            continue
         gain = _gain(parts, key)
         digits, clothes = (_gain(parts, key, of).mean() for of in ("digits", "clothes"))
         claims.append(
@@ -182,12 +191,12 @@ def _claims(parts: Parts) -> list[Claim]:
 def _findings(parts: Parts) -> list[str]:
     found = []
     for of, what in (("digits", "digits"), ("clothes", "clothes"), ("cells", "cells")):
-        gains = [
-            f"{_gain(parts, way, of).mean():+.1f} over {WAYS[way]}"
-            for way in WAYS
-            if way != "riemannian" and _has(parts, way)
-        ]
-        found.append(f"On {what} k-means on codes by Riemannian distances gains {', '.join(gains)} (points of F).")
+        others = [way for way in OTHERS if _has(parts, way)]
+        differences = [f"{_gain(parts, way, of).mean():+.1f} from {OTHERS[way]}" for way in others]
+        found.append(
+            f"On {what} F of Riemannian k-means on codes is {_gain(parts, 'straight', of).mean():+.1f} points from "
+            f"that of straight k-means on codes, {', '.join(differences)}."
+        )
     if not _has(parts, "umap"):
         found.append("UMAP: umap-learn is not installed (or left out by the settings), so its row is empty.")
     mean = _gain(parts, "straight", "cells", "mean")

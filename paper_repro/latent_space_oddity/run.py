@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -110,6 +111,8 @@ def _run(names: list[str], settings: dict[str, dict[str, Any]], out: Path, optio
                 if error is not None:
                     failed.append(f"{running[future]} failed: {type(error).__name__}: {error}{_advice(error)}")
         except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
             pool.shutdown(cancel_futures=True)
             print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
             raise SystemExit(130) from None
@@ -144,4 +147,5 @@ def _advice(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: experiments end, too
     raise SystemExit(main())

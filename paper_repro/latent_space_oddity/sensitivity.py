@@ -2,7 +2,7 @@
 
 One setting of the model at a time departs from the paper's: the bandwidth a, the number of centers K, the floor zeta of
 the precision, the standard deviation of the data while the mean is trained, the epochs. a and K are crossed. For every
-model three numbers:
+model three numbers (a floor is swapped in after the training, so that nothing else differs):
 
 - gap: F-measure of k-means in the metric less that in straight distances, on subsets as in the experiment `kmeans`;
 - ratio: length of the straight line over that of the geodesic, median over random pairs of codes;
@@ -12,6 +12,7 @@ model three numbers:
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -27,6 +28,8 @@ import pullback as pb
 
 Parts = dict[str, dict[str, Any]]
 PAPER = "paper"  # the key of the model with the paper's settings
+THIN = 0.3  # the standard deviation of codes below which a latent dimension counts as lost
+MOST = 0.9  # the share of geodesics below which the ratio may not be that of all pairs
 
 
 def run(context: Context) -> Result:
@@ -35,7 +38,10 @@ def run(context: Context) -> Result:
     parts: Parts = {}
     for seed in context.seeds:
         for key, changes in variants.items():
-            parts[f"{seed}-{key}"] = context.once(f"{seed}-{key}", lambda s=seed, c=changes: _measured(context, s, c))
+            other = any(context["model"][name] != value for name, value in changes.items())
+            parts[f"{seed}-{key}"] = context.once(
+                f"{seed}-{key if other else PAPER}", lambda s=seed, c=changes: _measured(context, s, c)
+            )
     averages = {key: _average([parts[f"{seed}-{key}"] for seed in context.seeds]) for key in variants}
     solved, failed = (sum(part[name] for part in parts.values()) for name in ("solved", "failed"))
     return Result(
@@ -44,9 +50,10 @@ def run(context: Context) -> Result:
         numbers={"averages": averages, "seeds": parts},
         caption=(
             f"Digits {', '.join(map(str, context['digits']))}, means over {len(context.seeds)} models. Above: the gain "
-            "of k-means, the median of straight over geodesic length and the height of the wall, by bandwidth a and "
-            "number of centers K. Below: the height of the wall by distance for several floors, and the gain and the "
-            "ratio by what else was changed."
+            "of k-means, the median of straight over geodesic length (* of those found, where many were not) and the "
+            f"highest wall up to {context['radii'][-1]:g} standard deviations, by bandwidth a and number of "
+            "centers K. Below: the height of the wall by distance for several floors, and the gain and the ratio by "
+            "what else was changed."
         ),
         paper_figure="there is none; the settings are the paper's a = 2, K = 64.",
         figure=_figure(context, averages),
@@ -84,13 +91,15 @@ def _measured(context: Context, seed: int, changes: dict[str, Any]) -> dict[str,
     k, n_init = len(context["digits"]), context["restarts"]
     ways = {"flat": euclidean(codes, k, n_init), "curved": on_graph(metric, graph, codes, k, n_init)}
     clusters = protocol(ways, labels, subsets(labels, context["subsets"], context["per_subset"]))
-    ratio, failed = _ratio(metric, codes, context["pairs"], seed)
+    ratio, failed = _ratio(context, metric, graph, codes, seed)
     flat, curved = (float(np.mean(clusters["scores"][name]["f"])) for name in ways)
     return {
         "flat": flat,
         "curved": curved,
         "gap": curved - flat,
         "ratio": ratio,
+        "found": 1 - failed / context["pairs"],
+        "narrowest": float(codes.std(0).min()),
         "wall": _wall(metric, codes, context["radii"]),
         "solved": context["pairs"] + clusters["fits"],
         "failed": failed + clusters["lost"],
@@ -104,11 +113,14 @@ def with_floor(rbf: pb.models.RBFPrecision, zeta: float) -> pb.models.RBFPrecisi
     return other.requires_grad_(False)
 
 
-def _ratio(metric: pb.Metric, codes: Tensor, n_pairs: int, seed: int) -> tuple[float, int]:
-    """The median of straight over geodesic length between random codes, and how many geodesics failed."""
-    some = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))[: 2 * n_pairs]
+def _ratio(context: Context, metric: pb.Metric, graph: pb.Graph, codes: Tensor, seed: int) -> tuple[float, int]:
+    """The median of straight over geodesic length between random codes, and how many geodesics were not found."""
+    some = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))[: 2 * context["pairs"]]
     start, end = codes[some].chunk(2)
-    path = pb.geodesic(metric, start, end)
+    solver = pb.Relax(max_evaluations=context["max_evaluations"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pb.GeodesicWarning)  # those not found are counted
+        path = pb.geodesic(metric, start, end, solver=solver, init=graph, tol=1e-3)
     straight = pb.length(metric, pb.Curve.straight(start, end))
     ratio = (straight / path.length)[path.converged]
     return float(ratio.median()), int((~path.converged).sum())
@@ -125,7 +137,7 @@ def _wall(metric: pb.Metric, codes: Tensor, radii: list[float]) -> list[float]:
 
 def _average(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, and the single gaps."""
-    names = ("flat", "curved", "gap", "ratio")
+    names = ("flat", "curved", "gap", "ratio", "found", "narrowest")
     found: dict[str, Any] = {name: float(np.mean([part[name] for part in parts])) for name in names}
     return found | {"wall": np.mean([part["wall"] for part in parts], 0).tolist(), "gaps": [p["gap"] for p in parts]}
 
@@ -185,23 +197,63 @@ def _findings(context: Context, averages: Parts) -> list[str]:
         f"over all a and K it lies between {min(gaps):+.1f} and {max(gaps):+.1f}, the largest at {best}.",
         f"By the standard deviation while the mean is trained (1 at the paper's): {by_setting['output_std']} points.",
         f"By the epochs of the mean ({context['model']['epochs']} there): {by_setting['epochs']} points.",
-        "Advice: start with a = 1 where geodesics should keep to the data, and with zeta = 1e-10; report the gain over "
-        "several training seeds, since it may differ between models as much as between settings.",
+        *_doubtful(averages),
+        _advice(context, averages),
     ]
+
+
+def _doubtful(averages: Parts) -> list[str]:
+    """Where geodesics are hard to find, so that the ratio is that of the others, and where codes lie on a line."""
+    hard = [f"{key} ({part['found']:.0%})" for key, part in averages.items() if part["found"] < MOST]
+    thin = [f"{key} ({part['narrowest']:.2f})" for key, part in averages.items() if part["narrowest"] < THIN]
+    return [
+        *([f"Of the geodesics fewer than {MOST:.0%} were found with {', '.join(hard)}."] if hard else []),
+        *(
+            [f"One latent dimension is lost, its codes' standard deviation small, with {', '.join(thin)}."]
+            if thin
+            else []
+        ),
+    ]
+
+
+def _advice(context: Context, averages: Parts) -> str:
+    """What to set, as far as the numbers tell."""
+    middle = context["centers"][len(context["centers"]) // 2]
+    bent = max(context["bandwidths"], key=lambda a: averages[_crossed(a, middle)]["ratio"])
+    walls = {zeta: averages[f"zeta={zeta:g}"]["wall"] for zeta in context["zeta"]}
+    rising = [f"{zeta:g}" for zeta, wall in walls.items() if _beyond(wall, context["radii"], context["near"]) > 0]
+    return (
+        f"Advice: of these a, {bent:g} bends geodesics the most; the wall rises as far as was looked with zeta = "
+        f"{', '.join(rising) or 'none of these'} (swapped in after the training, so that nothing else differs). Report "
+        f"the gain over several training seeds: at one setting it is {_range(averages[PAPER]['gaps'])}."
+    )
+
+
+def _ratio_of(part: dict[str, Any]) -> float:
+    return part["ratio"]
+
+
+def _mark(part: dict[str, Any]) -> str:
+    """A star where many geodesics were not found."""
+    return "*" if part["found"] < MOST else ""
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):+.1f} to {max(values):+.1f}"
 
 
 def _figure(context: Context, averages: Parts) -> Figure:
     """Three heat maps over a and K, the wall by distance, bars of what else was changed."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
     centers, widths = context["centers"], context["bandwidths"]
-    far = len(context["radii"]) - 2
     maps = (
         ("gain of k-means, points of F", lambda part: part["gap"], "{:+.1f}"),
-        ("straight over geodesic length, median", lambda part: part["ratio"], "{:.3f}"),
-        (f"wall at {context['radii'][far]:g} standard deviations, decades", lambda part: part["wall"][far], "{:.1f}"),
+        ("straight over geodesic length, median", _ratio_of, "{:.3f}"),
+        ("highest wall, decades", lambda part: max(part["wall"]), "{:.1f}"),
     )
     for axis, (title, number, form) in zip(axes[0], maps, strict=True):
-        table = np.array([[number(averages[_crossed(a, k)]) for a in widths] for k in centers])
+        parts = [[averages[_crossed(a, k)] for a in widths] for k in centers]
+        table = np.array([[number(part) for part in row] for row in parts])
         image = axis.imshow(table, cmap="viridis", aspect="auto", origin="lower")
         axis.set_xticks(range(len(widths)), [f"{a:g}" for a in widths])
         axis.set_yticks(range(len(centers)), [str(k) for k in centers])
@@ -211,7 +263,8 @@ def _figure(context: Context, averages: Parts) -> Figure:
         for i, row in enumerate(table):
             for j, value in enumerate(row):
                 color = "white" if value < middle else "black"
-                axis.text(j, i, form.format(value), ha="center", va="center", color=color)
+                mark = _mark(parts[i][j]) if number is _ratio_of else ""
+                axis.text(j, i, form.format(value) + mark, ha="center", va="center", color=color)
     wall, bars, bends = axes[1]
     for value, style in zip(context["zeta"], ("-", "--", "-.", ":"), strict=False):
         wall.plot(context["radii"], averages[f"zeta={value:g}"]["wall"], style, label=f"zeta = {value:g}")
@@ -223,7 +276,11 @@ def _figure(context: Context, averages: Parts) -> Figure:
         (bends, "ratio", "straight over geodesic length"),
     ):
         axis.barh(range(len(names)), [averages[name][quantity] - (quantity == "ratio") for name in names], color="C0")
-        axis.set_yticks(range(len(names)), [name.replace("output_std", "std") for name in names])
+        marks = [_mark(averages[name]) if quantity == "ratio" else "" for name in names]
+        axis.set_yticks(
+            range(len(names)),
+            [name.replace("output_std", "std") + mark for name, mark in zip(names, marks, strict=True)],
+        )
         axis.set(xlabel=label + (", less 1" if quantity == "ratio" else ""))
         axis.invert_yaxis()
     for i, gap in enumerate(averages[name]["gaps"] for name in names):

@@ -81,6 +81,8 @@ def compared(context: Context, make: Any, seed: int) -> dict[str, Any]:
         graph = pb.knn_graph(table, scene.codes, context["neighbors"])
         rough = pb.geodesic(table, start, end, starts=("straight", graph))
         path = pb.geodesic(metric, start, end, init=rough.curve)
+    if not path.converged.any():
+        raise RuntimeError(f"seed {seed}: none of {len(chosen)} geodesics was found: there is nothing to compare")
     found = smoothness.measured(metric, scene.decode, path, context["frames"], scene.data.samples)
     ratio = torch.tensor(found["line"]["length"]) / torch.tensor(found["geodesic"]["length"])
     shown = path[path.converged][int(ratio.argmax())].curve.resample(128).nodes
@@ -212,7 +214,7 @@ def numbers(parts: Parts) -> dict[str, Any]:
 
 def figure(context: Context, parts: Parts) -> Figure:
     """A row a scene: map, frames on the three curves, all pairs."""
-    drawn = Figure(figsize=(15, 4.6 * len(SCENES)), layout="constrained")
+    drawn = Figure(figsize=(15, 5.2 * len(SCENES)), layout="constrained")
     axes = drawn.subplots(len(SCENES), 3, width_ratios=(1, 1.45, 0.8))
     for row, (name, make) in zip(axes, SCENES.items(), strict=True):
         scene = make(context, context.seeds[0])
@@ -224,7 +226,7 @@ def figure(context: Context, parts: Parts) -> Figure:
         for kind in ("geodesic", "line"):
             row[0].plot(*curves[kind].nodes[0].T, color="white", lw=3.5)
             row[0].plot(*curves[kind].nodes[0].T, color=COLORS[kind], lw=2, label=LABELS[kind])
-        row[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, fontsize=8)
+        row[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8)
         row[0].set_title(f"{NAMES[name][0].upper()}{NAMES[name][1:]}: model of seed {context.seeds[0]}")
         if name == "film":
             strips(row[1], scene, curves)

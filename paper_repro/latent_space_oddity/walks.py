@@ -235,7 +235,7 @@ def numbers(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def figure(planes: Mapping[str, Plane], parts: Mapping[str, Sequence[Mapping[str, Any]]], resolution: int) -> Figure:
     """A row a model: map, decoded frames, distances over time."""
-    drawn = Figure(figsize=(15, 4.6 * len(planes)), layout="constrained")
+    drawn = Figure(figsize=(15, 5.4 * len(planes)), layout="constrained")
     axes = drawn.subplots(len(planes), 3, width_ratios=(1, 1.5, 0.8))
     for row, (name, plane) in zip(axes, planes.items(), strict=True):
         part = parts[name][0]

@@ -57,6 +57,13 @@ def side_by_side(context: Context, metric: Metric, start: Tensor, end: Tensor) -
     return record
 
 
+def trials(parts: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """How many solves the records of :func:`side_by_side` hold, and how many of these failed."""
+    names = ("relax", "collocate", "continued", "several")
+    solved = sum(len(names) * part["pairs"] for part in parts)
+    return solved, sum(part[f"{name}_failed"] for part in parts for name in names)
+
+
 def told(metric: str, parts: Sequence[dict[str, Any]]) -> str:
     """A sentence on both solvers, from the records of several seeds."""
     total = {
