@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -121,6 +122,7 @@ def _run(names: list[str], settings: dict[str, dict[str, Any]], out: Path, optio
 
 def perform(name: str, settings: dict[str, Any], out: Path, cache: Path) -> None:
     """Run one experiment and write its record and its figure."""
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # UMAP's; with more it would give torch as many, too
     import matplotlib as mpl
     import torch
 
