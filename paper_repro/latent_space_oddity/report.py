@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from context import HERE
-from results import write
+from context import HERE, settings_of
+from results import OtherResult, Verdict, finished, write
 
 Records = Mapping[str, Mapping[str, Any]]
 EXPECTED = HERE / "expected.json"
@@ -43,7 +43,6 @@ def as_markdown(record: Mapping[str, Any], figure: str) -> str:
     rows = [_TABLE, ("---",) * len(_TABLE)]
     for claim in record["claims"]:
         rows.append((claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**", claim["reason"]))
-    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     findings = [f"- {text}" for text in record["findings"]]
     cost = f"{_failures(record).capitalize()}. {record['seconds'] / 60:.1f} minutes; models that several experiments "
     cost += "share count once."
@@ -51,19 +50,28 @@ def as_markdown(record: Mapping[str, Any], figure: str) -> str:
         f"![{record['caption']}]({figure})",
         f"*{record['caption']}* The paper's figure: {record['paper_figure']}",
     ]
-    parts = ["\n".join(table), "\n".join(findings), cost, *picture]
+    parts = [_table(rows), "\n".join(findings), cost, *picture]
     return "\n\n".join(part for part in parts if part)
 
 
 def overview(records: Records) -> str:
-    """The table that a reader sees first: one line a claim."""
-    rows = ["| experiment | claim | the paper | here | verdict |", "|---|---|---|---|---|"]
+    """The table that a reader sees first: one line an experiment, with how its claims fare and the first of them."""
+    verdicts = [verdict.value for verdict in Verdict]
+    heads = ("experiment", *verdicts, "its first claim", "the paper", "here")
+    rows = [heads, ("---",) * len(heads)]
     for record in records.values():
-        for claim in record["claims"]:
-            cells = (record["title"], claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**")
-            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        found, first = [claim["verdict"] for claim in record["claims"]], record["claims"][0]
+        counts = [str(found.count(verdict)) for verdict in verdicts]
+        told = f"{first['ours']}: **{first['verdict']}**"
+        rows.append((record["title"], *counts, first["text"], first["paper"], told))
+    every = [claim["verdict"] for record in records.values() for claim in record["claims"]]
+    total = ", ".join(f"{every.count(verdict)} {verdict}" for verdict in verdicts)
     minutes = sum(record["seconds"] for record in records.values()) / 60
-    return "\n".join(rows) + f"\n\nAll experiments, one after the other: {minutes:.0f} minutes."
+    return f"{_table(rows)}\n\nOf {len(every)} claims: {total}. One experiment after the other: {minutes:.0f} minutes."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
 
 
 def expectation(records: Records, tier: str) -> dict[str, Any]:
@@ -121,4 +129,10 @@ def update(readme: Path, folder: Path, order: list[str]) -> None:
 if __name__ == "__main__":
     from run import EXPERIMENTS
 
-    update(HERE / "README.md", HERE / "results" / "full", list(EXPERIMENTS))
+    results = HERE / "results" / "full"
+    try:
+        for each in EXPERIMENTS:
+            finished(results / f"{each}.json", settings_of(each, "full"))
+    except OtherResult as error:
+        raise SystemExit(str(error)) from None
+    update(HERE / "README.md", results, list(EXPERIMENTS))
