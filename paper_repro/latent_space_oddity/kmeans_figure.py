@@ -76,7 +76,7 @@ def _bars(ax: Axes, f: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         if len(seeds[0]) > 1:
             ax.errorbar(places, heights, [some.std(ddof=1) for some in seeds], fmt="none", ecolor="0.2", capsize=2)
     ax.set_xticks(range(len(names)), names)
-    ax.set(ylabel="F-measure in %", ylim=(50, 102), title="Clusters of 300 codes")
+    ax.set(ylabel="F-measure in %", ylim=(0, 102), title="Clusters of 300 codes")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 

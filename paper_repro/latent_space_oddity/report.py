@@ -17,7 +17,7 @@ from results import OtherResult, Verdict, finished, write
 
 Records = Mapping[str, Mapping[str, Any]]
 EXPECTED = HERE / "expected.json"
-_TABLE = ("claim", "the paper", "here", "verdict", "why")
+_TABLE = ("", "claim", "the paper", "here", "verdict", "why")
 
 
 def as_text(records: Records) -> str:
@@ -42,7 +42,9 @@ def as_markdown(record: Mapping[str, Any], figure: str) -> str:
     """A section of README.md: the table of one experiment, what else was found, the picture."""
     rows = [_TABLE, ("---",) * len(_TABLE)]
     for claim in record["claims"]:
-        rows.append((claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**", claim["reason"]))
+        rows.append(
+            (claim["key"], claim["text"], claim["paper"], claim["ours"], f"**{claim['verdict']}**", claim["reason"])
+        )
     findings = [f"- {text}" for text in record["findings"]]
     cost = f"{_failures(record).capitalize()}. {record['seconds'] / 60:.1f} minutes; models that several experiments "
     cost += "share count once."
@@ -55,15 +57,14 @@ def as_markdown(record: Mapping[str, Any], figure: str) -> str:
 
 
 def overview(records: Records) -> str:
-    """The table that a reader sees first: one line an experiment, with how its claims fare and the first of them."""
+    """The table that a reader sees first: an experiment a line, its claims by verdict, and one number."""
     verdicts = [verdict.value for verdict in Verdict]
-    heads = ("experiment", *verdicts, "its first claim", "the paper", "here")
+    heads = ("experiment", *verdicts, "the first of them, here")
     rows = [heads, ("---",) * len(heads)]
     for record in records.values():
-        found, first = [claim["verdict"] for claim in record["claims"]], record["claims"][0]
-        counts = [str(found.count(verdict)) for verdict in verdicts]
-        told = f"{first['ours']}: **{first['verdict']}**"
-        rows.append((record["title"], *counts, first["text"], first["paper"], told))
+        claims = record["claims"]
+        by_verdict = [[claim["key"] for claim in claims if claim["verdict"] == verdict] for verdict in verdicts]
+        rows.append((record["title"], *map(", ".join, by_verdict), f"{claims[0]['key']}: {claims[0]['ours']}"))
     every = [claim["verdict"] for record in records.values() for claim in record["claims"]]
     total = ", ".join(f"{every.count(verdict)} {verdict}" for verdict in verdicts)
     minutes = sum(record["seconds"] for record in records.values()) / 60

@@ -264,7 +264,7 @@ def _figure(context: Context, averages: Parts) -> Figure:
             for j, value in enumerate(row):
                 color = "white" if value < middle else "black"
                 mark = _mark(parts[i][j]) if number is _ratio_of else ""
-                axis.text(j, i, form.format(value) + mark, ha="center", va="center", color=color)
+                axis.text(j, i, form.format(value) + mark, ha="center", va="center", color=color, fontsize=9)
     wall, bars, bends = axes[1]
     for value, style in zip(context["zeta"], ("-", "--", "-.", ":"), strict=False):
         wall.plot(context["radii"], averages[f"zeta={value:g}"]["wall"], style, label=f"zeta = {value:g}")
