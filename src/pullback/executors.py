@@ -9,12 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from pullback import _checks
 
+_AGAIN = (
+    5.0  # seconds after which a call that was cancelled and still runs is told once more: Ray may lose the first word
+)
 _KEPT = 4  # shared values that a worker holds: a graph and a metric, and those of the call before
 
 
@@ -165,7 +168,13 @@ class RayExecutor(Executor):
             with self._lock:
                 if self._closed and not self._waiting and not self._flying:
                     break
-            arrival = self._arrivals.get()
+                given_up = [promise.reference for promise in self._flying if promise.cancelled() and promise.reference]
+            try:
+                arrival = self._arrivals.get(timeout=_AGAIN if given_up else None)
+            except Empty:
+                for reference in given_up:
+                    _ray().cancel(reference)
+                continue
             if arrival is not None:
                 promise = arrival[0]
                 with self._lock:
@@ -209,6 +218,7 @@ class _Promise(Future[Any]):
             reference = self.reference
         if reference is not None:
             _ray().cancel(reference)
+            self.executor._arrivals.put(None)  # who collects has to look whether this was heard
         return True
 
     def settle(self, found: Future[Any]) -> None:
