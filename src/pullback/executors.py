@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
+import signal
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from pullback import _checks
 
-_AGAIN = (
-    5.0  # seconds after which a call that was cancelled and still runs is told once more: Ray may lose the first word
-)
 _KEPT = 4  # shared values that a worker holds: a graph and a metric, and those of the call before
 
 
@@ -168,13 +166,7 @@ class RayExecutor(Executor):
             with self._lock:
                 if self._closed and not self._waiting and not self._flying:
                     break
-                given_up = [promise.reference for promise in self._flying if promise.cancelled() and promise.reference]
-            try:
-                arrival = self._arrivals.get(timeout=_AGAIN if given_up else None)
-            except Empty:
-                for reference in given_up:
-                    _ray().cancel(reference)
-                continue
+            arrival = self._arrivals.get()
             if arrival is not None:
                 promise = arrival[0]
                 with self._lock:
@@ -218,7 +210,6 @@ class _Promise(Future[Any]):
             reference = self.reference
         if reference is not None:
             _ray().cancel(reference)
-            self.executor._arrivals.put(None)  # who collects has to look whether this was heard
         return True
 
     def settle(self, found: Future[Any]) -> None:
@@ -239,6 +230,10 @@ class _Promise(Future[Any]):
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What runs in a worker."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in what a script starts with &: no call could be cancelled
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return fn(*map(_value, args), **{name: _value(value) for name, value in kwargs.items()})
 
 
