@@ -147,6 +147,43 @@ def test_a_changed_verdict_or_number_is_told_and_the_exit_code_says_so(oddity, e
     assert "fake, two: no longer checked" in err
 
 
+def test_a_claim_to_which_a_second_run_gave_another_verdict_may_have_either(oddity, experiments, tmp_path, capfd):
+    oddity.run.main(["--only", "fake", *command(tmp_path, "--freeze")])
+    second = json.loads((tmp_path / "out" / "fake.json").read_text())
+    second["claims"][0] |= {"verdict": "partly", "value": 2.0, "ours": "2"}
+    (tmp_path / "results" / "smoke-again").mkdir(parents=True)
+    (tmp_path / "results" / "smoke-again" / "fake.json").write_text(json.dumps(second))
+    assert oddity.run.main(["--only", "fake", *command(tmp_path, "--freeze")]) == 0
+    assert json.loads((tmp_path / "expected.json").read_text())["smoke"]["fake"]["one"]["verdict"] == "reproduced"
+    for value, code in ((2.05, 0), (1.0, 1)):  # the second verdict comes with the second number
+        second["claims"][0]["value"] = value
+        (tmp_path / "out" / "fake.json").write_text(json.dumps(second))
+        capfd.readouterr()
+        assert oddity.run.main(["--only", "fake", *command(tmp_path)]) == code
+    assert "fake, one: expected 2 +- 0.1, found 1" in capfd.readouterr().err
+    second["claims"][0]["verdict"] = "not reproduced"
+    (tmp_path / "out" / "fake.json").write_text(json.dumps(second))
+    assert oddity.run.main(["--only", "fake", *command(tmp_path)]) == 1
+
+
+def test_the_readme_says_what_a_second_run_found_differently(oddity, experiments, tmp_path):
+    oddity.run.main(["--only", "fake", *command(tmp_path, "--freeze")])
+    page, other = tmp_path / "README.md", tmp_path / "out-again" / "fake.json"
+    page.write_text("<!-- results: again -->\n<!-- end -->")
+    second = json.loads((tmp_path / "out" / "fake.json").read_text()) | {"seconds": 120}
+    other.parent.mkdir()
+    for change, told in (
+        ({}, "Of 1 claims 1 have the same verdict. In 1 the numbers"),
+        ({"verdict": "partly", "value": 2.0, "ours": "2"}, "| Fake | one | **reproduced**: 1 | **partly**: 2 |"),
+    ):
+        second["claims"][0] |= change
+        other.write_text(json.dumps(second))
+        oddity.report.update(page, tmp_path / "out", ["fake", "broken"])
+        assert told in page.read_text()
+        assert "2 minutes" in page.read_text()
+    assert "Of 1 claims 0 have the same verdict. In 0 the numbers" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

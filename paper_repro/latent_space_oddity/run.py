@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from context import HERE, TIERS, Context, settings_of
-from report import EXPECTED, as_text, changes, expectation
+from report import EXPECTED, again, as_text, changes, expectation, kept
 from results import FORMAT, VERSION, OtherResult, dumped, finished, write
 
 # in the order of the report
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {name: record for name, record in records.items() if record is not None}
     print(as_text(done))
     if options.freeze and not failed:
-        write(EXPECTED, dumped(expectation(done, options.tier)))
+        write(EXPECTED, dumped(expectation(done, options.tier, kept(again(HERE / "results" / options.tier), names))))
     changed = [] if options.seeds else changes(done, options.tier)
     for line in [*changed, *failed]:
         print(line, file=sys.stderr)
