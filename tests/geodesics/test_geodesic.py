@@ -9,7 +9,7 @@ from torch import nn
 
 import pullback as pb
 from pullback.geodesics.energy import DiscreteEnergy
-from pullback.geodesics.solver import Minimizer, bend
+from pullback.geodesics.solver import Minimizer, along, bend
 
 F64 = torch.float64
 
@@ -54,7 +54,7 @@ def test_a_straight_line_in_a_flat_metric_is_found_at_once_and_exactly():
     a, b = points(10, 2, 1), points(10, 2, 2)
     path = pb.geodesic(pb.Pullback(plane), a, b)
     assert torch.allclose(path.length, plane.distance(a, b), rtol=1e-12)
-    assert path.evaluations.max() < 250
+    assert path.evaluations.max() < 260
     assert (path.iterations <= 1).all()
 
 
@@ -250,6 +250,32 @@ def test_the_stiffness_of_a_great_arc_is_that_of_the_second_variation(angle):
     energy = DiscreteEnergy.between(pb.Pullback(pb.surfaces.Sphere()), ends[:1], ends[1:])
     _, stiffness = bend(energy, _at(energy, arc[None]))
     assert math.isclose(float(stiffness), 1 - (angle / math.pi) ** 2, abs_tol=0.03)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("angle", [1.0, 2.0, 2.8])
+def test_the_stiffness_along_a_step_is_that_of_the_mode_it_takes_back(angle, k):
+    # a great arc, pushed to the side by its mode k: the second variation is 1 - (angle / (k pi))^2 of the first term
+    s = torch.linspace(0, 1, 65, dtype=F64)[1:-1]
+    x = torch.tan((s - 0.5) * angle / 2)
+    y = 1e-3 * torch.sin(k * math.pi * s) * (1 + x.square()) / 2  # a millionth of the length to gain, or less
+    ends = torch.tan(torch.tensor([[-angle / 4, 0.0], [angle / 4, 0.0]], dtype=F64))
+    energy = DiscreteEnergy.between(pb.Pullback(pb.surfaces.Sphere()), ends[:1], ends[1:])
+    state = _at(energy, torch.stack((x, y), 1)[None])
+    stiffness = along(energy, state)
+    assert math.isclose(float(stiffness), 1 - (angle / (k * math.pi)) ** 2, abs_tol=0.03)
+    steps = (0, 1, 1 / float(stiffness))
+    least = energy.measure(torch.stack((x, 0 * x), 1)[None])[0]
+    excess = [float(energy.measure(state.z + size * state.direction)[0] - least) for size in steps]
+    assert abs(excess[2]) < 0.01 * excess[0]
+    assert math.isclose(excess[1] / excess[0], (1 - float(stiffness)) ** 2, abs_tol=0.03)
+
+
+def test_where_a_step_is_lost_in_rounding_the_energy_counts_as_stiff_as_the_model():
+    a, b = points(3, 2, 1), points(3, 2, 2)
+    energy = DiscreteEnergy.between(pb.Pullback(pb.surfaces.Plane()), a, b)
+    state = _at(energy, pb.Curve.straight(a, b, 16).nodes[:, 1:-1])
+    assert (along(energy, state) == 1).all()
 
 
 def test_the_long_way_round_is_seen_as_a_saddle():

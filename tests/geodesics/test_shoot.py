@@ -90,7 +90,7 @@ def test_in_many_dimensions_no_derivative_is_formed_where_none_is_needed():
     metric, a, b = pb.Pullback(mlp(20, gain=0.7)), points(2, 20), points(2, 20, seed=1)
     _, _, codes, evaluations = aim(metric, a, b, relaxed(metric, a, b)[1], tol=1e-4)
     assert (codes == Status.CONVERGED.code).all()
-    assert (evaluations < 20 * metric.christoffel_cost(20) * 13).all()  # d shots of two steps
+    assert (evaluations < 20 * metric.christoffel_cost(20) * 16).all()  # d shots of two steps, or three
 
 
 def test_a_pair_costs_and_ends_as_it_does_alone():

@@ -13,11 +13,12 @@ from pullback import _checks
 from pullback.curves import Curve
 from pullback.geodesics.energy import DiscreteEnergy, Grams
 from pullback.geodesics.solution import Solution, Status
-from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, bend, minimize, noise
+from pullback.geodesics.solver import GeodesicSolver, Minimizer, State, along, bend, minimize, noise
 from pullback.metrics import Metric, Tabulated
 
 _LEFT_OVER = 0.3  # share of the estimated gap to a minimum that a last quasi-Newton step leaves at the least
 _SADDLE = 0.05  # stiffness, as a share of the Gauss-Newton model's, that counts as none; negative, as a saddle
+_LONGEST, _SHORTEST = 4.0, 0.05  # last steps, in units of the quasi-Newton step
 _SAFETY = 4.0  # times the estimated error is the error that is reported
 _LOOSEST = 1e-2  # a larger tolerance is met as well, and coarser curves do not know their error
 _FEWEST_SAMPLES = 64  # of a curve whose length is measured: a wall between two of them goes unseen
@@ -53,7 +54,7 @@ class Relax(GeodesicSolver):
         max_evaluations: A curve that has cost more stops with the status MAX_STEPS.
         memory: Steps that L-BFGS remembers.
 
-    Cost: 230 evaluations for a nearly straight curve, 1,400 in the mean between codes of a VAE. A `start` that is
+    Cost: 245 evaluations for a nearly straight curve, 1,400 in the mean between codes of a VAE. A `start` that is
     a curve of many nodes skips the coarse resolutions; if it is a geodesic already, 250.
     """
 
@@ -144,6 +145,16 @@ class Relax(GeodesicSolver):
         return metric.gram_cost(z.shape[2]) * (1 if z.shape[2] >= _MANY_DIMENSIONS else self.first_segments - 1)
 
 
+def _left_over(stiffness: Tensor) -> Tensor:
+    """The share of a gap that a step leaves where the energy is that stiff along it.
+
+    A step of a model that is too stiff by the factor s leaves (1 - 1/s)^2 of a gap that is s times as large. Where the
+    model is too soft the step is cut short and gains less than the gap; other directions may have the rest.
+    """
+    soft = stiffness.clamp(_SADDLE, 1)
+    return torch.maximum((1 - soft).square() / soft, (stiffness - 1).clamp_max(1)).clamp_min(_LEFT_OVER)
+
+
 def _warn_of_rank(metric: Metric, g: Tensor) -> None:
     """Warn when G (..., d, d) is singular to working precision at some nodes."""
     g = g[torch.isfinite(g).flatten(-2).all(-1)]
@@ -222,9 +233,7 @@ class _Record:
         step, stiffness = bend(energy.select(near), state.select(near))
         self.evaluations[rows[near]] += state.z.shape[1]
         saddle[near] = (stiffness < -_SADDLE) & ~nothing[near]
-        # a step of a model that is too stiff by the factor s leaves (1 - 1/s)^2 of a gap that is s times as large
-        soft = 1 / stiffness.clamp(_SADDLE, 1)
-        left = (soft * (1 - 1 / soft).square()).clamp_min(_LEFT_OVER) * gap[near]
+        left = _left_over(stiffness) * gap[near]
         good = ~saddle[near] & ((left <= enough[near]) | nothing[near])
         if good.any():
             ready = near[good]
@@ -232,7 +241,7 @@ class _Record:
         at = saddle[near]
         z = state.z.index_copy(0, near[at], (state.z[near] + step)[at])
         # where the step was not to be trusted, more of them are taken here, before the curve gets finer
-        lower = torch.minimum(0.5 * self.tol / soft, 0.1 * gap[near])
+        lower = torch.minimum(0.5 * self.tol * stiffness.clamp(_SADDLE, 1), 0.1 * gap[near])
         goal = state.goal.index_copy(0, near, torch.minimum(state.goal[near], lower))
         return settled, saddle, replace(state, z=z, goal=goal)
 
@@ -254,9 +263,13 @@ class _Record:
         self.nodes.append((rows[~told], energy.nodes(state.z)[~told]))
 
     def _measure(self, rows: Tensor, energy: DiscreteEnergy, state: State, left: Tensor) -> Tensor:
-        """Take the last step on trust, sample the curves more finely and enter those that can be believed."""
-        curves = Curve(energy.nodes(state.z + state.direction))
-        claimed = (2 * state.energy - state.decrement).clamp_min(0).sqrt()
+        """Take the last step, as long as it has to be, sample the curves more finely and enter those to be believed."""
+        stiffness = along(energy, state)
+        self.evaluations[rows] += state.z.shape[1]
+        size = 1 / stiffness.clamp(1 / _LONGEST, 1 / _SHORTEST)
+        curves = Curve(energy.nodes(state.z + size[:, None, None] * state.direction))
+        claimed = (2 * state.energy - size * (2 - stiffness * size) * state.decrement).clamp_min(0).sqrt()
+        left = torch.maximum(left, _left_over(stiffness) * Minimizer.relative_gap(state))
         n = max(2 * curves.n_segments, _FEWEST_SAMPLES)
         length, value = energy.measure(curves.resample(n).nodes[:, 1:-1])
         self.evaluations[rows] += n - 1

@@ -162,6 +162,19 @@ def minimize(minimizer: Minimizer, energy: DiscreteEnergy, state: State) -> tupl
     return _each(lambda *parts: torch.cat(parts), *(state for _, state in done)).select(order), codes
 
 
+def along(energy: DiscreteEnergy, state: State) -> Tensor:
+    """How stiff the energy is along the next steps (B,): its second difference over that of the quasi-Newton model.
+
+    1 where a step gains what it promises, and where that is less than rounding; the best step is 1 / stiffness of it.
+    Cost: 1 evaluation a node.
+    """
+    value = energy.measure(state.z + state.direction)[1]
+    promised = state.decrement.clamp_min(torch.finfo(value.dtype).tiny)
+    off = 2 * (value - state.energy) / promised + 1
+    doubt = 20 * noise(energy, state) * state.energy / promised  # twice the most that two energies of a line differ by
+    return 1 + off.sign() * (off.abs() - doubt).clamp_min(0)
+
+
 def bend(energy: DiscreteEnergy, state: State, share: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Steps (B, n, d) to one side of the curves, downhill, and how stiff the energy is along them: (B,).
 
