@@ -126,15 +126,14 @@ def _frozen(problem: Problem) -> Problem:
 def _convolutional(d: int = 4, epochs: int = 3, seed: int = 0) -> Problem:
     """Transposed convolutions to 28 x 28 with tanh, trained as the decoder of a variational autoencoder of MNIST."""
     generator = torch.Generator().manual_seed(seed)
+    vae = pb.models.VAE(784, d, (256, 64), generator=generator)
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # torch's own initial weights
-        decoder = nn.Sequential(
+        vae.decoder = nn.Sequential(
             nn.Linear(d, 128), nn.Tanh(), nn.Linear(128, 16 * 7 * 7), nn.Tanh(), nn.Unflatten(1, (16, 7, 7)),
-            nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.Tanh(), nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Sigmoid(),
-            nn.Flatten(),
+            nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.Tanh(), nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Flatten(),
+            vae.likelihood,
         )  # fmt: skip
-    vae = pb.models.VAE(784, d, (256, 64), generator=generator)
-    vae.decoder = decoder
     file = CACHE / "models" / f"conv-{d}-{epochs}-{seed}.pt"
     if not file.is_file():
         _fit(vae, pb.datasets.mnist().samples[:30_000], epochs, output_std=0.3, generator=generator)

@@ -37,6 +37,14 @@ def test_problems_are_the_same_when_they_are_made_again(key):
     assert not any(p.requires_grad for p in one.decoder.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted(PROBLEMS.keys() - set(QUICK)))
+def test_decoders_that_are_trained_first_tell_codes_apart(key):
+    problem = PROBLEMS[key]()
+    lines = pb.Curve.straight(*problem.pairs(20))
+    assert pb.length(pb.Pullback(problem.decoder), lines).min() > 0.05  # one that ignores its input has no distances
+
+
 def test_the_reference_knows_great_circles_and_agrees_with_the_independent_solver():
     problem = PROBLEMS["sphere3"]()
     start, end = problem.pairs(4)
