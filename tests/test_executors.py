@@ -214,6 +214,26 @@ def test_where_interrupts_are_ignored_as_by_scripts_calls_can_be_cancelled_all_t
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_cancellation_that_ray_loses_is_repeated(executor, node, tmp_path, monkeypatch):
+    heard = node.cancel
+    told = []
+
+    def cancel(reference):
+        told.append(reference)
+        if len(told) > 1:
+            heard(reference)
+
+    monkeypatch.setattr(executors, "_AGAIN", 0.2)
+    monkeypatch.setattr(node, "cancel", cancel)
+    future = executor.submit(_wait_for, str(tmp_path))
+    while not _marks(tmp_path, "begun"):
+        time.sleep(0.01)
+    assert future.cancel()
+    assert wait([future], 50).done == {future}
+    assert len(told) > 1
+    assert executor.submit(abs, -1).result(60) == 1
+
+
 def test_an_error_in_the_block_gives_up_what_is_left_and_does_not_wait_for_it(node, tmp_path):
     begin, futures = time.monotonic(), []
 

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from pullback import _checks
 
+_AGAIN = 1.0  # seconds until a cancelled call is told again: a worker that is not quite in it misses the first word
 _KEPT = 4  # shared values that a worker holds: a graph and a metric, and those of the call before
 
 
@@ -166,7 +167,13 @@ class RayExecutor(Executor):
             with self._lock:
                 if self._closed and not self._waiting and not self._flying:
                     break
-            arrival = self._arrivals.get()
+                given_up = [promise.reference for promise in self._flying if promise.cancelled() and promise.reference]
+            try:
+                arrival = self._arrivals.get(timeout=_AGAIN if given_up else None)
+            except Empty:
+                for reference in given_up:
+                    _ray().cancel(reference)
+                continue
             if arrival is not None:
                 promise = arrival[0]
                 with self._lock:
@@ -210,6 +217,7 @@ class _Promise(Future[Any]):
             reference = self.reference
         if reference is not None:
             _ray().cancel(reference)
+            self.executor._arrivals.put(None)  # the collector has to look whether it was heard
         return True
 
     def settle(self, found: Future[Any]) -> None:
@@ -230,9 +238,7 @@ class _Promise(Future[Any]):
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What runs in a worker."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # as in what a script starts with &: no call could be cancelled
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's & has it: no call could be cancelled
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return fn(*map(_value, args), **{name: _value(value) for name, value in kwargs.items()})
 
