@@ -237,6 +237,17 @@ def test_a_geodesic_is_not_longer_than_the_curve_it_began_as():
     assert (path.length <= straight * (1 + 1e-3))[path.converged].all()
 
 
+def test_errors_on_a_sphere_are_reported_too_small_for_one_pair_in_a_hundred_at_most():
+    # all of them far apart; the last step, taken without a trial, makes it one in seventy
+    sphere, (a, b) = pb.surfaces.Sphere(), (0.8 * points(2000, 2, seed) for seed in (3, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pb.GeodesicWarning)  # some points lie nearly opposite
+        path = pb.geodesic(pb.Pullback(sphere), a, b, tol=1e-5)
+    off = (path.length - sphere.distance(a, b)).abs()[path.converged]
+    assert path.converged.double().mean() > 0.995
+    assert (off > path.length_error[path.converged]).double().mean() <= 0.01
+
+
 def _at(energy, z):
     return Minimizer(1e-6).init(energy, z, energy.grams(z), torch.tensor([10_000]))
 
