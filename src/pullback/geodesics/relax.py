@@ -269,13 +269,14 @@ class _Record:
         size = 1 / stiffness.clamp(1 / _LONGEST, 1 / _SHORTEST)
         curves = Curve(energy.nodes(state.z + size[:, None, None] * state.direction))
         claimed = (2 * state.energy - size * (2 - stiffness * size) * state.decrement).clamp_min(0).sqrt()
-        left = torch.maximum(left, _left_over(stiffness) * Minimizer.relative_gap(state))
+        gap = Minimizer.relative_gap(state)
+        left = torch.maximum(left, _left_over(stiffness) * gap)
         n = max(2 * curves.n_segments, _FEWEST_SAMPLES)
         length, value = energy.measure(curves.resample(n).nodes[:, 1:-1])
         self.evaluations[rows] += n - 1
         off = (length - claimed).abs()
         share = off / length.clamp_min(torch.finfo(length.dtype).tiny)
-        broken = torch.minimum((length - claimed).clamp_min(0), length * Minimizer.relative_gap(state))
+        broken = torch.minimum((length - claimed).clamp_min(0), length * gap)
         # the finer length, of fourth order, is off by a fifteenth of the difference; an energy that is wrong by a share
         # moves its minimum by the square of that; the last step leaves a part of the gap, and may not keep its promise
         estimate = (off / 15 + length * (share.square() + left) + broken).nan_to_num()  # no length at all

@@ -326,11 +326,7 @@ class ConvolutionalVAE(Model):
             OSError: The folder cannot be written.
             KeyboardInterrupt: Passed on; model and checkpoint are those of the last finished epoch.
         """
-        self._check(dataset)
-        check_rate(learning_rate)
-        check_rate(precision_learning_rate)
-        if not 0 <= warmup <= 1:
-            raise ValueError(f"`warmup` is {warmup}: wanted a share of the epochs, from 0 to 1")
+        self._check(dataset, (learning_rate, precision_learning_rate), warmup)
         generator = Generator().manual_seed(seed)
         twin = self._from_settings(self.settings, generator)  # until its first step nothing of this model changes
         first = [*twin.trunk.parameters(), *twin.mean.parameters(), *twin.std.parameters(), *twin._mean.parameters()]
@@ -380,7 +376,7 @@ class ConvolutionalVAE(Model):
     def _mean(self) -> nn.Module:
         return cast(nn.Module, self.decoder.mean)
 
-    def _check(self, dataset: Dataset) -> None:
+    def _check(self, dataset: Dataset, rates: Sequence[float], warmup: float) -> None:
         check_samples(dataset)
         if dataset.sample_shape != self.sample_shape:
             raise ValueError(
@@ -393,6 +389,10 @@ class ConvolutionalVAE(Model):
                 f"`dataset` has {len(dataset)} samples, but `n_centers` is {self.settings['n_centers']}: "
                 f"set n_centers to at most {len(dataset)}"
             )
+        for rate in rates:
+            check_rate(rate)
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"`warmup` is {warmup}: wanted a share of the epochs, from 0 to 1")
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> float:
